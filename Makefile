@@ -1,0 +1,150 @@
+# From a bare machine to the rendered book: `make book`. Needs make, git and Python >= 3.11
+# with venv; everything else is installed into .venv.
+
+PYTHON      ?= python3
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+DATA        ?= simulated
+
+NOTEBOOKS := 01_extraction 02_sae 03_cds 04_causal 05_annotation results
+
+# One set of folders for each data set: the embedded one, or a folder of tissue files.
+ifeq ($(DATA),simulated)
+NAME   := simulated
+SUFFIX :=
+OUTPUT := .
+else
+ifneq ($(words $(DATA)),1)
+$(error DATA must be one folder without spaces; got "$(DATA)")
+endif
+NAME    := $(notdir $(patsubst %/,%,$(DATA)))
+TISSUES := $(wildcard $(DATA)/*.yml $(DATA)/*.yaml)
+ifeq ($(TISSUES),)
+$(error DATA=$(DATA) holds no tissue file (*.yml or *.yaml); expected a folder with one per tissue)
+endif
+ifeq ($(NAME),simulated)
+$(error DATA=$(DATA): the name "simulated" belongs to the embedded data; rename the folder)
+endif
+SUFFIX := -$(NAME)
+OUTPUT := _build/book$(SUFFIX)
+endif
+
+BIN      := .venv/bin
+READY    := .venv/.ready
+BOOK     := _build/book$(SUFFIX)
+LOGS     := _build/logs$(SUFFIX)
+HTML     := $(OUTPUT)/_build/html/index.html
+STAGED   := $(BOOK)/notebooks
+STAMPS   := $(BOOK)/.stamps
+EXECUTED := $(NOTEBOOKS:%=$(STAGED)/%.ipynb)
+
+PARAMETERS := {run: _build/runs/$(NAME), data: $(DATA)}
+PAPERMILL  := $(BIN)/papermill -k python3 --no-progress-bar -y '$(PARAMETERS)' $(ARGS)
+
+# Spinning OpenMP threads starve whatever else runs on a small machine.
+export OMP_WAIT_POLICY := PASSIVE
+export PYTHONHASHSEED := 0
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+export JUPYTER_PLATFORM_DIRS := 1
+
+.PHONY: help book test pretrain benchmark notebooks clean FORCE
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo
+	@echo '  make book DATA=FOLDER     the same book from a folder of tissue files'
+	@echo '  make book ARGS="..."      further papermill options, such as -p device cuda'
+	@echo '  make test ARGS="..."      further pytest options, such as -k cds'
+
+book: $(HTML) ## run the notebooks, render the book and say where it lies
+	@echo "The book: file://$(abspath $(HTML))"
+
+test: $(READY) ## run the tests, the slow ones included
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not network' $(ARGS)
+
+pretrain: $(READY) ## train the small EpiBERT that ships with the package
+	$(BIN)/python -m helpers.pretrain --data '$(DATA)' $(ARGS)
+
+benchmark: $(READY) ## measure speed and quality (benchmarks/)
+	@for script in benchmarks/*.py; do $(BIN)/python "$$script" $(ARGS) || exit 1; done
+
+notebooks: $(READY) ## bring notebooks/*.ipynb in step with notebooks/*.py
+	$(BIN)/jupytext --quiet --to ipynb --update $(NOTEBOOKS:%=notebooks/%.py)
+
+clean: ## remove everything built; .venv stays
+	rm -rf _build
+
+# --- Environment -------------------------------------------------------------------------
+
+# torch comes first and alone: the CPU index spares several GB of CUDA packages, and asked
+# for every other package too, an index that cannot be reached would be retried for hours.
+# An installation that was cut short is thrown away, since pip may take a package that is
+# only half there for installed.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) > /dev/null || { echo 'error: $(PYTHON) not found: install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo 'error: $(PYTHON) comes without venv; on Debian or Ubuntu: apt install python3-venv' >&2; exit 1; }
+	@if test -e .venv/.installing; then rm -rf .venv; fi
+	@echo 'Installing into .venv (about 1.6 GB; a few minutes the first time)'
+	@$(PYTHON) -m venv .venv
+	@rm -f $@ && touch .venv/.installing
+	@$(BIN)/pip install --quiet --retries 0 --extra-index-url $(TORCH_INDEX) -c constraints.txt torch
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[book,test]'
+	@mv .venv/.installing $@
+
+# --- Executed notebooks ------------------------------------------------------------------
+
+# What each notebook reads from the ones before it.
+$(STAGED)/02_sae.ipynb:        $(STAGED)/01_extraction.ipynb
+$(STAGED)/03_cds.ipynb:        $(STAGED)/01_extraction.ipynb $(STAGED)/02_sae.ipynb
+$(STAGED)/04_causal.ipynb:     $(STAGED)/02_sae.ipynb $(STAGED)/03_cds.ipynb
+$(STAGED)/05_annotation.ipynb: $(STAGED)/02_sae.ipynb $(STAGED)/03_cds.ipynb
+$(STAGED)/results.ipynb:       $(filter-out %/results.ipynb,$(EXECUTED))
+
+# A failed notebook stays in $(LOGS) with its traceback; only a finished one is renamed into
+# the book, so that an interrupted run is never taken for a complete one.
+$(EXECUTED): $(STAGED)/%.ipynb: $(STAMPS)/%.sum $(STAMPS)/shared.sum | $(READY)
+	@mkdir -p $(STAGED) $(LOGS)
+	@echo 'notebooks/$*.ipynb: running'
+	@start=$$(date +%s); \
+	if $(PAPERMILL) notebooks/$*.ipynb $(LOGS)/$*.ipynb > $(LOGS)/$*.log 2>&1; then \
+	    mv $(LOGS)/$*.ipynb $@; \
+	    echo "notebooks/$*.ipynb: done in $$(($$(date +%s) - start)) s"; \
+	else \
+	    tail -n 30 $(LOGS)/$*.log >&2; \
+	    echo 'error: notebooks/$*.ipynb failed; as far as it came: $(LOGS)/$*.ipynb' >&2; \
+	    exit 1; \
+	fi
+
+# Stamps change only when the content they stand for does: a checkout or a touch reruns
+# nothing, a changed parameter, helper or tissue file reruns what depends on it.
+keep_if_same = cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+$(NOTEBOOKS:%=$(STAMPS)/%.sum): $(STAMPS)/%.sum: FORCE
+	@mkdir -p $(STAMPS)
+	@cksum notebooks/$*.ipynb > $@.new
+	@$(keep_if_same)
+
+$(STAMPS)/shared.sum: FORCE
+	@mkdir -p $(STAMPS)
+	@echo '$(subst ','\'',$(PAPERMILL))' > $@.new
+	@cksum constraints.txt $(TISSUES) >> $@.new
+	@find src/helpers -type f ! -name '*.pyc' | LC_ALL=C sort | xargs cksum >> $@.new
+	@$(keep_if_same)
+
+$(STAMPS)/pages.sum: FORCE
+	@mkdir -p $(STAMPS)
+	@find _config.yml _toc.yml book -type f | LC_ALL=C sort | xargs cksum > $@.new
+	@$(keep_if_same)
+
+# --- HTML --------------------------------------------------------------------------------
+
+# --all: an incremental build would pass over the warnings of pages it does not read again.
+$(HTML): $(EXECUTED) $(STAMPS)/pages.sum | $(READY)
+	@echo 'rendering the book'
+	@mkdir -p $(LOGS)
+	@rm -rf $(BOOK)/book && cp -R _config.yml _toc.yml book $(BOOK)
+	@$(BIN)/jupyter-book build --all -W --keep-going -n $(BOOK) --path-output $(OUTPUT) > $(LOGS)/render.log 2>&1 \
+	    || { grep -E 'WARNING|ERROR' $(LOGS)/render.log >&2; echo 'error: the book has warnings; all output: $(LOGS)/render.log' >&2; exit 1; }
+	@touch $@
