@@ -17,9 +17,9 @@ ifneq ($(words $(DATA)),1)
 $(error DATA must be one folder without spaces; got "$(DATA)")
 endif
 NAME    := $(notdir $(patsubst %/,%,$(DATA)))
-TISSUES := $(wildcard $(DATA)/*.yml $(DATA)/*.yaml)
+TISSUES := $(wildcard $(patsubst %/,%,$(DATA))/*.yml)
 ifeq ($(TISSUES),)
-$(error DATA=$(DATA) holds no tissue file (*.yml or *.yaml); expected a folder with one per tissue)
+$(error DATA=$(DATA) holds no tissue file (*.yml); expected a folder with one per tissue)
 endif
 ifeq ($(NAME),simulated)
 $(error DATA=$(DATA): the name "simulated" belongs to the embedded data; rename the folder)
@@ -64,13 +64,13 @@ test: $(READY) ## run the tests, the slow ones included
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not network' $(ARGS)
 
 pretrain: $(READY) ## train the small EpiBERT that ships with the package
-	$(BIN)/python -m helpers.pretrain --data '$(DATA)' $(ARGS)
+	$(BIN)/python -m helpers.small_model $(ARGS)
 
 benchmark: $(READY) ## measure speed and quality (benchmarks/)
 	@for script in benchmarks/*.py; do $(BIN)/python "$$script" $(ARGS) || exit 1; done
 
 notebooks: $(READY) ## bring notebooks/*.ipynb in step with notebooks/*.py
-	$(BIN)/jupytext --quiet --to ipynb --update $(NOTEBOOKS:%=notebooks/%.py)
+	$(BIN)/jupytext --quiet --set-kernel python3 --to ipynb --update $(NOTEBOOKS:%=notebooks/%.py)
 
 clean: ## remove everything built; .venv stays
 	rm -rf _build
@@ -112,7 +112,7 @@ $(EXECUTED): $(STAGED)/%.ipynb: $(STAMPS)/%.sum $(STAMPS)/shared.sum | $(READY)
 	    mv $(LOGS)/$*.ipynb $@; \
 	    echo "notebooks/$*.ipynb: done in $$(($$(date +%s) - start)) s"; \
 	else \
-	    tail -n 30 $(LOGS)/$*.log >&2; \
+	    sed -n '/^Exception encountered/,$$p' $(LOGS)/$*.log | grep . >&2 || tail -n 30 $(LOGS)/$*.log >&2; \
 	    echo 'error: notebooks/$*.ipynb failed; as far as it came: $(LOGS)/$*.ipynb' >&2; \
 	    exit 1; \
 	fi

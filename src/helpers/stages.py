@@ -1,0 +1,455 @@
+"""The stages that notebooks share: each returns its artefact, making it if it is absent.
+
+A notebook opened alone calls the stages before its own; what is in the run folder is
+loaded, what is missing is made. Stages hand each other artefacts, nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.std import tqdm
+
+from helpers import simulate
+from helpers.activations import ActivationStore, WindowSummary, summarize
+from helpers.cds import context_divergence
+from helpers.epibert import EpiBERT
+from helpers.pretrain import PretrainConfig, load_arrays, pretrain
+from helpers.runs import Run, code_digest, file_stamps
+from helpers.sae import BatchTopKSAE, SAEConfig, evaluate, train
+from helpers.small_model import SMALL_WINDOW_BP, load_small_model, small_config
+from helpers.tissues import read_tissues
+from helpers.windows import WindowDataset
+
+__all__ = [
+    "SAE_CONFIG",
+    "Study",
+    "extract",
+    "feature_acts",
+    "open_study",
+    "read_cards",
+    "score_context",
+    "summaries",
+    "train_saes",
+]
+
+_log = logging.getLogger(__name__)
+SIMULATED_TISSUES = ["blood", "liver", "lymph"]
+SAE_CONFIG = SAEConfig(d_sae=512, k=16, n_epochs=10)
+N_FLIPS = 2000
+_OWN_MODEL_STEPS = 1500  # of a small model trained on data that come without one
+
+
+@dataclass(frozen=True)
+class Study:
+    """One run: its folder, its data and the model under study.
+
+    Attributes
+    ----------
+    run : Run
+        Folder of artefacts.
+    dataset : WindowDataset
+        The pairs (no replicates).
+    model : EpiBERT
+        In inference mode.
+    blocks : list of int
+        Transformer blocks studied; layer ``i`` is the stream after block ``i``.
+    seed : int
+        Seed of everything random after the model.
+    device : str
+        Where to compute.
+    truth : Path or None
+        Folder of what was planted, if the data are simulated.
+    """
+
+    run: Run
+    dataset: WindowDataset
+    model: EpiBERT
+    blocks: list[int]
+    seed: int
+    device: str
+    truth: Path | None
+
+    @cached_property
+    def model_hash(self) -> str:
+        """Digest of configuration and weights of the model."""
+        digest = hashlib.sha256(repr(self.model.config.to_dict()).encode())
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def design(self) -> pd.DataFrame:
+        """Columns ``biosample``, ``lineage``, ``context`` in store order."""
+        table = self.dataset.biosamples
+        return table.rename(columns={"name": "biosample"})[
+            ["biosample", "lineage", "context"]
+        ]
+
+    @property
+    def lineages(self) -> list[str]:
+        """Names of the pairs, in order."""
+        return list(dict.fromkeys(self.design["lineage"]))
+
+    def pair(self, lineage: str) -> tuple[int, int]:
+        """Return the positions of the in vitro and in vivo biosample of a lineage."""
+        rows = self.design[self.design["lineage"] == lineage]
+        position = {c: i for i, c in rows["context"].items()}
+        return position["in_vitro"], position["in_vivo"]
+
+
+def open_study(
+    run: str | Path,
+    *,
+    data: str = "simulated",
+    tissues: list[str] | None = None,
+    blocks: list[int] | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    model: str = "",
+) -> Study:
+    """Open a run: read and check its data, load its model.
+
+    Parameters
+    ----------
+    run : str or Path
+        Run folder, made if absent.
+    data : str
+        ``simulated``, or a folder of tissue files.
+    tissues : list of str, optional
+        Which tissues; the study's three of the simulated world, or all files of the
+        folder, if empty.
+    blocks : list of int, optional
+        Transformer blocks; all if empty.
+    seed : int
+        Seed of dictionaries, controls and resampling.
+    device : str
+        Torch device.
+    model : str
+        Folder or checkpoint prefix of a model. If empty, the small model that ships
+        with the package for simulated data, and for other data a small model trained
+        on their ``select`` windows (minutes, kept in the run folder).
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If data, tissues, blocks, device or model do not exist or do not fit.
+    """
+    _check_device(device)
+    run = Run(run)
+    truth = None
+    if data == "simulated":
+        world = simulate.World()
+        parent = Run(run.folder.parent.parent / "data")
+        folder = parent.artefact(
+            "simulated",
+            {"world": simulate.recipe(world)},
+            lambda partial: simulate.write_world(partial, world, progress=_log.info),
+        )
+        truth, folder = folder / "truth", folder / "tissues"
+        tissues = list(tissues or SIMULATED_TISSUES)
+    else:
+        folder = Path(data)
+    pairs = read_tissues(folder, list(tissues or []))
+    if model:
+        loaded = EpiBERT.from_pretrained(model)
+        dataset = WindowDataset(pairs, window_bp=loaded.config.input_length)
+    elif data == "simulated":
+        dataset = WindowDataset(pairs, window_bp=SMALL_WINDOW_BP)
+        loaded = load_small_model()
+    else:
+        dataset = WindowDataset(pairs, window_bp=SMALL_WINDOW_BP)
+        loaded = _own_model(run, dataset, seed, device)
+    n_motifs = dataset.motif_activity.shape[1]
+    if loaded.config.n_motifs != n_motifs:
+        raise ValueError(
+            f"the model expects {loaded.config.n_motifs} motifs; {pairs[0].motifs} has "
+            f"{n_motifs}"
+        )
+    chosen = list(blocks or range(loaded.config.n_blocks))
+    outside = [b for b in chosen if b not in range(loaded.config.n_blocks)]
+    if outside:
+        raise ValueError(
+            f"blocks {outside} do not exist; the model has 0 to {loaded.config.n_blocks - 1}"
+        )
+    return Study(run, dataset, loaded.to(device), chosen, seed, device, truth)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} is not usable: {error}") from None
+
+
+def _own_model(
+    run: Run, dataset: WindowDataset, seed: int, device: str
+) -> EpiBERT:
+    """Return a small model trained on the data's own training windows."""
+    config = small_config(dataset.motif_activity.shape[1])
+    training = PretrainConfig(n_steps=_OWN_MODEL_STEPS, seed=seed)
+    everyone = np.arange(len(dataset.biosamples))
+
+    def build(partial: Path) -> None:
+        partial.mkdir(exist_ok=True)
+        data = load_arrays(dataset, dataset.windows_of("select"), everyone)
+        with tqdm(total=training.n_steps, desc="small model") as bar:
+            trained = pretrain(
+                data,
+                config,
+                training,
+                device=device,
+                checkpoint=partial / "training.pt",
+                progress=lambda x: bar.update(x["step"] - bar.n),
+            )
+        trained.cpu().save_pretrained(partial, {"training": asdict(training)})
+        (partial / "training.pt").unlink()
+
+    recipe = {
+        "model": config.to_dict(),
+        "training": asdict(training),
+        "data": _data_recipe(dataset),
+        "code": code_digest("epibert", "pretrain", "windows"),
+    }
+    return EpiBERT.from_pretrained(run.artefact("model", recipe, build, resumable=True))
+
+
+def _data_recipe(dataset: WindowDataset) -> dict:
+    """Identify the input files of a data set."""
+    first = dataset.tissues[0]
+    samples = [b for t in dataset.tissues for b in (t.in_vitro, t.in_vivo)]
+    paths = [first.genome, first.windows, first.motifs]
+    paths += [p for b in samples for p in (b.signal, b.peaks, b.motif_activity)]
+    scales = [[b.name, b.context, b.lineage, b.scale, b.signal_kind] for b in samples]
+    return {"files": file_stamps(paths), "biosamples": scales}
+
+
+def extract(study: Study) -> ActivationStore:
+    """Return the residual streams of every block, window and biosample.
+
+    The sequence tower runs once per window and serves all biosamples. Inputs are
+    unmasked.
+    """
+    dataset, model = study.dataset, study.model
+    config = model.config
+
+    def build(partial: Path) -> None:
+        store = ActivationStore.create(
+            partial,
+            biosamples=list(dataset.biosamples["name"]),
+            windows=dataset.windows,
+            layers=study.blocks,
+            n_tokens=config.n_tokens,
+            d_model=config.d_model,
+            model_hash=study.model_hash,
+        )
+        batches = list(store.pending())
+        motif = torch.from_numpy(dataset.motif_activity).to(study.device)
+        for batch in tqdm(batches, desc="residual streams"):
+            _extract_batch(study, store, batch, motif)
+
+    recipe = {
+        "data": _data_recipe(dataset),
+        "model": study.model_hash,
+        "blocks": study.blocks,
+        "code": code_digest("activations", "epibert", "windows"),
+    }
+    path = study.run.artefact("activations.zarr", recipe, build, resumable=True)
+    return ActivationStore.open(path, model_hash=study.model_hash)
+
+
+@torch.no_grad()
+def _extract_batch(
+    study: Study, store: ActivationStore, batch: slice, motif: torch.Tensor
+) -> None:
+    model, dataset = study.model, study.dataset
+    windows = np.arange(batch.start, batch.stop)
+    sequence = torch.from_numpy(dataset.sequence(windows)).to(study.device)
+    features = model.encode_sequence(sequence)
+    for b, name in enumerate(store.biosamples):
+        atac = torch.from_numpy(dataset.atac(windows, b)).float().to(study.device)
+        stream = model.encode_context(features, atac, motif[b].expand(len(windows), -1))
+        start = 0
+        for layer in sorted(study.blocks):
+            stream = model.run_blocks(stream, start, layer + 1)
+            start = layer + 1
+            store.write(layer, name, batch, stream)
+    store.mark_complete(batch)
+
+
+def train_saes(
+    study: Study, config: SAEConfig = SAE_CONFIG
+) -> dict[int, BatchTopKSAE]:
+    """Return one dictionary per block, trained on ``select`` windows.
+
+    Every biosample gives the same number of tokens; the threshold is set on ``tune``
+    windows. The training history and the card on ``test`` windows lie beside the
+    weights.
+    """
+    store = extract(study)
+    config = SAEConfig(**{**asdict(config), "random_state": study.seed})
+    recipe = {
+        "sae": asdict(config),
+        "activations": study.run.key("activations.zarr"),
+        "code": code_digest("sae"),
+    }
+    saes = {}
+    for layer in study.blocks:
+
+        def build(partial: Path, layer: int = layer) -> None:
+            _train_sae(study, store, layer, config, partial)
+
+        path = study.run.artefact(f"sae/block{layer}", recipe | {"layer": layer}, build)
+        saes[layer] = BatchTopKSAE.load(path, device=study.device)
+    return saes
+
+
+def _train_sae(
+    study: Study, store: ActivationStore, layer: int, config: SAEConfig, folder: Path
+) -> None:
+    rows = store.rows(layer, splits=["select"]).rows
+    tune = store.rows(layer, splits=["tune"]).rows
+    with tqdm(desc=f"dictionary of block {layer}") as bar:
+
+        def progress(record: dict[str, float]) -> None:
+            bar.total = record["n_steps"]
+            bar.update()
+
+        sae, history = train(
+            rows, config, heldout=tune, device=study.device, progress=progress
+        )
+    folder.mkdir()
+    sae.save(folder)
+    history.to_parquet(folder / "history.parquet")
+    test = store.rows(layer, splits=["test"])
+    names = study.dataset.biosamples["name"].to_numpy()
+    card = evaluate(
+        sae,
+        test.rows.to(study.device),
+        groups=names[test.index["biosample_idx"]],
+    )
+    card.table.rename_axis("rows").to_parquet(folder / "card.parquet")
+    per_feature = {"density": card.density, "decoder_cosine": card.decoder_cosine}
+    pd.DataFrame(per_feature).to_parquet(folder / "features.parquet")
+
+
+def read_cards(study: Study, name: str = "card") -> pd.DataFrame:
+    """Return the cards (or ``history``, ``features``) of all blocks, one table."""
+    return pd.concat(
+        {
+            layer: pd.read_parquet(study.run.path(f"sae/block{layer}/{name}.parquet"))
+            for layer in study.blocks
+        },
+        names=["layer"],
+    )
+
+
+def summaries(study: Study) -> dict[int, WindowSummary]:
+    """Return mean activation and firing rate of every feature per window."""
+    saes = train_saes(study)
+    store = extract(study)
+    found = {}
+    for layer in study.blocks:
+
+        def build(partial: Path, layer: int = layer) -> None:
+            summary = summarize(store, layer, saes[layer])
+            with open(partial, "wb") as file:
+                np.savez(file, **summary._asdict())
+
+        recipe = {
+            "sae": study.run.key(f"sae/block{layer}"),
+            "code": code_digest("activations"),
+        }
+        path = study.run.artefact(f"summaries/block{layer}.npz", recipe, build)
+        with np.load(path) as arrays:
+            found[layer] = WindowSummary(**arrays)
+    return found
+
+
+def score_context(study: Study, split: str = "select") -> pd.DataFrame:
+    """Return the Context Divergence Score of every feature of every block.
+
+    Parameters
+    ----------
+    study : Study
+        The run.
+    split : str
+        Windows to score on: ``select`` chooses features, ``test`` estimates what was
+        chosen.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The table of `helpers.cds.context_divergence` with columns ``layer`` and
+        ``feature`` in front.
+    """
+    by_layer = summaries(study)
+    windows = study.dataset.windows_of(split)
+    blocks = study.dataset.windows["block"].to_numpy()[windows]
+
+    def build() -> pd.DataFrame:
+        tables = []
+        for layer, summary in by_layer.items():
+            table = context_divergence(
+                summary.mean_acts[:, windows],
+                study.design,
+                blocks,
+                firing_rates=summary.firing[:, windows],
+                n_flips=N_FLIPS if len(set(blocks)) >= 20 else 0,
+                random_state=study.seed,
+            )
+            tables.append(table.reset_index().assign(layer=layer))
+        joined = pd.concat(tables, ignore_index=True)
+        joined.attrs = {}
+        front = ["layer", "feature"]
+        return joined[front + [c for c in joined if c not in front]]
+
+    recipe = {
+        "summaries": [study.run.key(f"summaries/block{b}.npz") for b in study.blocks],
+        "split": split,
+        "n_flips": N_FLIPS,
+        "seed": study.seed,
+        "code": code_digest("cds", "pairing", "blockstats"),
+    }
+    name = "cds.parquet" if split == "select" else f"cds_{split}.parquet"
+    return study.run.table(name, recipe, build)
+
+
+@torch.no_grad()
+def feature_acts(
+    study: Study, layer: int, features: np.ndarray, windows: np.ndarray
+) -> np.ndarray:
+    """Return the activations of some features, token by token.
+
+    Parameters
+    ----------
+    study : Study
+        The run.
+    layer : int
+        Block.
+    features, windows : numpy.ndarray of int
+        Which features, which windows.
+
+    Returns
+    -------
+    numpy.ndarray, shape (n_biosamples, n_windows, n_tokens, n_features), float32
+    """
+    sae = train_saes(study)[layer]
+    array = extract(study).layer(layer)
+    chosen = torch.as_tensor(np.asarray(features), device=study.device)
+    found = np.empty(
+        (array.shape[0], len(windows), array.shape[2], len(features)), np.float32
+    )
+    for b in range(array.shape[0]):
+        for i, window in enumerate(windows):
+            x = torch.from_numpy(array[b, window]).float().to(study.device)
+            found[b, i] = sae.encode(x)[:, chosen].cpu().numpy()
+    return found
