@@ -19,7 +19,7 @@ from tqdm.std import tqdm
 
 from helpers import simulate
 from helpers.activations import ActivationStore, WindowSummary, summarize
-from helpers.cds import context_divergence
+from helpers.cds import bootstrap_ratio, context_divergence, paired_blocks
 from helpers.epibert import EpiBERT
 from helpers.pretrain import PretrainConfig, load_arrays, pretrain
 from helpers.runs import Run, code_digest, file_stamps
@@ -31,8 +31,11 @@ from helpers.windows import WindowDataset
 __all__ = [
     "SAE_CONFIG",
     "Study",
+    "called_features",
     "extract",
     "feature_acts",
+    "late_early_ratio",
+    "layer_counts",
     "open_study",
     "read_cards",
     "score_context",
@@ -44,6 +47,7 @@ _log = logging.getLogger(__name__)
 SIMULATED_TISSUES = ["blood", "liver", "lymph"]
 SAE_CONFIG = SAEConfig(d_sae=512, k=16, n_epochs=10)
 N_FLIPS = 2000
+ALPHA = 0.05  # family-wise, per block
 _OWN_MODEL_STEPS = 1500  # of a small model trained on data that come without one
 
 
@@ -421,6 +425,83 @@ def score_context(study: Study, split: str = "select") -> pd.DataFrame:
     }
     name = "cds.parquet" if split == "select" else f"cds_{split}.parquet"
     return study.run.table(name, recipe, build)
+
+
+def called_features(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the features that `context_divergence` put in a class of context."""
+    return table[~table["class"].isin(["none", "untested"])]
+
+
+def layer_counts(table: pd.DataFrame) -> pd.DataFrame:
+    """Count significant features per block.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        From `score_context`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by ``layer``: ``tested``; ``naive`` (Welch over windows, Bonferroni),
+        ``shared`` (paired blocks, Bonferroni), ``max_t`` (the same by sign flips) and
+        the number of features of each class.
+    """
+    tested = table["class"] != "untested"
+    flags = pd.DataFrame(
+        {
+            "layer": table["layer"],
+            "tested": tested,
+            "shared": table["p_bonferroni"] <= ALPHA,
+        }
+    )
+    n_tested = tested.groupby(table["layer"]).transform("sum")
+    flags["naive"] = table["p_naive"] * n_tested <= ALPHA
+    if "p_max_t" in table:
+        flags["max_t"] = table["p_max_t"] <= ALPHA
+    classes = pd.get_dummies(called_features(table)["class"]).reindex(
+        table.index, fill_value=False
+    )
+    return pd.concat([flags, classes], axis=1).groupby("layer").sum()
+
+
+def late_early_ratio(study: Study) -> pd.DataFrame:
+    """Return the ratio of significant features, last block over first.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row: ``early``, ``late`` (counts by Bonferroni, no variance trend),
+        ``ratio``, ``low``, ``high`` (95 %, genomic blocks resampled).
+    """
+    by_layer = summaries(study)
+    windows = study.dataset.windows_of("select")
+    blocks = study.dataset.windows["block"].to_numpy()[windows]
+    ends = (min(study.blocks), max(study.blocks))
+
+    def build() -> pd.DataFrame:
+        pairs = [
+            paired_blocks(by_layer[layer].mean_acts[:, windows], study.design, blocks)
+            for layer in ends
+        ]
+        shared = [pair.differences.mean(axis=0) for pair in pairs]
+        result = bootstrap_ratio(
+            shared[:1],
+            shared[1:],
+            pairs[0].sizes,
+            alpha=ALPHA,
+            random_state=study.seed,
+        )
+        row = {k: v for k, v in result._asdict().items() if k != "draws"}
+        return pd.DataFrame([row | {"early_layer": ends[0], "late_layer": ends[1]}])
+
+    recipe = {
+        "summaries": [study.run.key(f"summaries/block{b}.npz") for b in ends],
+        "alpha": ALPHA,
+        "seed": study.seed,
+        "code": code_digest("cds", "pairing", "blockstats"),
+    }
+    return study.run.table("layer_ratio.parquet", recipe, build)
 
 
 @torch.no_grad()

@@ -1,20 +1,30 @@
 """Tissue files: which biosamples form a pair, and where their data lie.
 
-A tissue is one YAML file that names a genome, annotation files, and one biosample in vitro
-and one in vivo (plus replicates). Paths are relative to the YAML file; ``~`` and
+A tissue is one YAML file that names a genome, annotation files, and one biosample in
+vitro and one in vivo (plus replicates). Paths are relative to the YAML file; ``~`` and
 environment variables are expanded. Everything is checked before any work begins.
 """
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 import yaml
 
-__all__ = ["CONTEXTS", "Biosample", "Tissue", "read_tissue", "read_tissues"]
+__all__ = [
+    "CONTEXTS",
+    "SIGNAL_KINDS",
+    "Biosample",
+    "Tissue",
+    "check_together",
+    "read_tissue",
+    "read_tissues",
+]
 
 CONTEXTS = ("in_vitro", "in_vivo")
 SIGNAL_KINDS = ("cut_sites", "coverage")
@@ -87,12 +97,12 @@ class Tissue:
         TSV with columns ``chrom``, ``start``, ``end``, ``split``, ``block``.
     motifs : Path
         Motifs in MEME format, of the motif activity and of the annotation.
-    genes, gene_sets : Path or None
-        Genes (BED6 with symbols) and gene sets (GMT).
     in_vitro, in_vivo : Biosample
         The pair.
     replicates : tuple of Biosample
         Further samples of either context.
+    genes, gene_sets : Path or None
+        Genes (BED6 with symbols) and gene sets (GMT).
     notes : str
         Caveats that every page about this tissue must show.
     """
@@ -116,12 +126,15 @@ class Tissue:
         return (self.in_vitro, self.in_vivo, *self.replicates)
 
 
-_TISSUE_PATHS = {"genome", "windows", "motifs", "genes", "gene_sets"}
-_BIOSAMPLE_PATHS = {"signal", "peaks", "motif_activity", "states"}
-_TISSUE_REQUIRED = {"tissue", "assembly", "genome", "windows", "motifs", *CONTEXTS}
-_TISSUE_KEYS = _TISSUE_REQUIRED | {"genes", "gene_sets", "replicates", "notes"}
-_BIOSAMPLE_REQUIRED = {"name", "signal", "peaks", "motif_activity"}
-_BIOSAMPLE_KEYS = {f.name for f in fields(Biosample)} - {"lineage", "replicate"}
+_TISSUE_FILES = ("genome", "windows", "motifs", "genes", "gene_sets")
+_TISSUE_TEXT = (*_TISSUE_FILES, "tissue", "assembly", "notes")
+_TISSUE_REQUIRED = ("tissue", "assembly", "genome", "windows", "motifs", *CONTEXTS)
+_TISSUE_KEYS = {*_TISSUE_TEXT, *CONTEXTS, "replicates"}
+_SAMPLE_FILES = ("signal", "peaks", "motif_activity", "states")
+_SAMPLE_TEXT = (*_SAMPLE_FILES, "name", "accession", "description")
+_SAMPLE_REQUIRED = [f.name for f in fields(Biosample) if f.default is MISSING]
+_SAMPLE_KEYS = {f.name for f in fields(Biosample)} - {"lineage", "replicate"}
+_SHARED = ("assembly", "genome", "windows", "motifs")
 
 
 def read_tissue(path: str | Path) -> Tissue:
@@ -142,68 +155,65 @@ def read_tissue(path: str | Path) -> Tissue:
     FileNotFoundError
         If the YAML file or files it names do not exist; all missing ones are listed.
     ValueError
-        If the YAML is malformed, a key is unknown or missing, or a value is out of
-        range; all problems are listed.
+        If the YAML is malformed, a key is unknown or missing, or a value is of the
+        wrong type or out of range; all problems are listed.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"tissue file not found: {path}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected keys {sorted(_TISSUE_REQUIRED)}; found none")
-    problems = _key_problems(content, "", _TISSUE_KEYS, _TISSUE_REQUIRED)
-    samples = [(c, content.get(c)) for c in CONTEXTS if c in content]
+    content = _read_yaml(path)
+    problems = _entry_problems(content, _TISSUE_KEYS, _TISSUE_REQUIRED, _TISSUE_TEXT)
     replicates = content.get("replicates") or []
     if not isinstance(replicates, list):
-        problems.append(f"replicates: expected a list; found {replicates!r}")
+        problems.append(f"key 'replicates' must be a list; got {replicates!r}")
         replicates = []
+    samples = [(c, content[c]) for c in CONTEXTS if content.get(c) is not None]
     samples += [(f"replicates[{i}]", entry) for i, entry in enumerate(replicates)]
     for where, entry in samples:
-        problems += _biosample_problems(where, entry)
-    names = [e.get("name") for _, e in samples if isinstance(e, dict)]
-    problems += [f"name {n!r} is used twice" for n in set(names) if names.count(n) > 1]
+        problems += [f"{where}: {text}" for text in _sample_problems(where, entry)]
+    names = [str(e["name"]) for _, e in samples if isinstance(e, dict) and "name" in e]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problems += [f"name {name!r} is used twice" for name in twice]
     if problems:
         raise ValueError(f"{path}: " + "; ".join(problems))
 
-    base, missing = path.parent, []
+    missing = []
 
-    def resolve(entry: dict, keys: set[str]) -> dict:
-        resolved = dict(entry)
-        for key in keys & entry.keys():
-            if entry[key] is not None:
-                resolved[key] = _resolve(str(entry[key]), base)
-                if not resolved[key].is_file():
-                    missing.append(f"{key}: {resolved[key]}")
-        return resolved
+    def resolved(entry: dict, files: Sequence[str]) -> dict:
+        """Replace names of files by paths, and drop empty keys."""
+        entry = {k: v for k, v in entry.items() if v is not None}
+        for key in files:
+            if key in entry:
+                entry[key] = _resolve(entry[key], path.parent)
+                if not entry[key].is_file():
+                    missing.append(f"{key}: {entry[key]}")
+        return entry
 
     def biosample(entry: dict, context: str, replicate: int) -> Biosample:
-        values = resolve(entry, _BIOSAMPLE_PATHS)
+        values = resolved(entry, _SAMPLE_FILES)
         values["scale"] = float(values.get("scale", 1.0))
         values |= {"context": context, "lineage": content["tissue"]}
         return Biosample(**values, replicate=replicate)
 
-    own = resolve(content, _TISSUE_PATHS)
-    name = own.pop("tissue")
-    pair = {c: biosample(own.pop(c), c, 0) for c in CONTEXTS}
+    own = resolved(content, _TISSUE_FILES)
+    own["name"] = own.pop("tissue")
+    own |= {context: biosample(own[context], context, 0) for context in CONTEXTS}
     own["replicates"] = tuple(
         biosample(entry, entry["context"], i + 1) for i, entry in enumerate(replicates)
     )
     if missing:
         raise FileNotFoundError(f"{path}: files not found: " + "; ".join(missing))
-    return Tissue(name=name, path=path, **own, **pair)
+    return Tissue(path=path, **own)
 
 
-def read_tissues(folder: str | Path, names: list[str] | None = None) -> list[Tissue]:
+def read_tissues(
+    folder: str | Path, names: Sequence[str] | None = None
+) -> list[Tissue]:
     """Read tissues of a folder that can be studied together.
 
     Parameters
     ----------
     folder : str or Path
-        Folder of tissue YAMLs.
-    names : list of str, optional
+        Folder of tissue files, ``*.yml`` or ``*.yaml``.
+    names : sequence of str, optional
         File stems to read; all files in alphabetical order if empty.
 
     Returns
@@ -214,31 +224,65 @@ def read_tissues(folder: str | Path, names: list[str] | None = None) -> list[Tis
     Raises
     ------
     FileNotFoundError
-        If the folder has no YAML or lacks one of ``names``.
+        If the folder has no tissue file or lacks one of ``names``.
     ValueError
-        If tissues differ in assembly, genome, windows or motifs, or share a biosample
-        name.
+        If a file is not valid, two files have one stem, or the tissues do not fit
+        together (`check_together`).
     """
     folder = Path(folder)
-    found = sorted(folder.glob("*.yml"))
+    found = sorted([*folder.glob("*.yml"), *folder.glob("*.yaml")])
     if not found:
-        raise FileNotFoundError(f"no tissue files (*.yml) in {folder}")
-    stems = {p.stem: p for p in found}
-    unknown = sorted(set(names or []) - stems.keys())
+        raise FileNotFoundError(f"no tissue files (*.yml, *.yaml) in {folder}")
+    by_stem: dict[str, Path] = {}
+    for path in found:
+        if path.stem in by_stem:
+            raise ValueError(f"{path} and {by_stem[path.stem]} are the same tissue")
+        by_stem[path.stem] = path
+    unknown = sorted(set(names or []) - by_stem.keys())
     if unknown:
         raise FileNotFoundError(
-            f"no tissue files for {unknown} in {folder}; it has {sorted(stems)}"
+            f"no tissue files for {unknown} in {folder}; it has {sorted(by_stem)}"
         )
-    tissues = [read_tissue(stems[n]) for n in (names or stems)]
-    for key in ("assembly", "genome", "windows", "motifs"):
-        values = {str(getattr(t, key)): t.path.name for t in tissues}
+    tissues = [read_tissue(by_stem[name]) for name in (names or by_stem)]
+    check_together(tissues)
+    return tissues
+
+
+def check_together(tissues: Sequence[Tissue]) -> None:
+    """Check that tissues can be studied together.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or they differ in assembly, genome, windows or motifs, or
+        share a name or the name of a biosample.
+    """
+    if not tissues:
+        raise ValueError("tissues must hold at least one tissue; got none")
+    for key in _SHARED:
+        values = {str(getattr(tissue, key)): tissue.path.name for tissue in tissues}
         if len(values) > 1:
             raise ValueError(f"tissues of one run must share {key}; found {values}")
-    samples = [b.name for t in tissues for b in t.biosamples]
-    twice = sorted({n for n in samples if samples.count(n) > 1})
-    if twice:
-        raise ValueError(f"biosample names used by two tissues: {twice}")
-    return tissues
+    lineages = [tissue.name for tissue in tissues]
+    samples = [b.name for tissue in tissues for b in tissue.biosamples]
+    for what, used in (("tissue", lineages), ("biosample", samples)):
+        twice = sorted({name for name in used if used.count(name) > 1})
+        if twice:
+            raise ValueError(f"{what} names used by two tissue files: {twice}")
+
+
+def _read_yaml(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"tissue file not found: {path}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path}: expected the keys {list(_TISSUE_REQUIRED)}; found {content!r}"
+        )
+    return content
 
 
 def _resolve(value: str, base: Path) -> Path:
@@ -246,30 +290,46 @@ def _resolve(value: str, base: Path) -> Path:
     return Path(os.path.normpath(base / expanded))
 
 
-def _key_problems(entry: dict, where: str, known: set, required: set) -> list[str]:
-    prefix = f"{where}: " if where else ""
-    problems = [
-        f"{prefix}unknown key {key!r} (known: {sorted(known)})"
-        for key in entry
-        if key not in known
+def _entry_problems(
+    entry: dict, known: set[str], required: Sequence[str], text: Sequence[str]
+) -> list[str]:
+    """Check the keys of an entry, and that values which should be text are."""
+    problems = []
+    for key in entry:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {sorted(known)}"
+            problems.append(f"unknown key {key!r} ({hint})")
+    problems += [
+        f"key {key!r} is missing" for key in required if entry.get(key) is None
     ]
-    absent = sorted(k for k in required if entry.get(k) is None)
-    return problems + [f"{prefix}key {key!r} is missing" for key in absent]
+    problems += [
+        f"key {key!r} must be text; got {entry[key]!r}"
+        for key in text
+        if not isinstance(entry.get(key, ""), str | None)
+    ]
+    return problems
 
 
-def _biosample_problems(where: str, entry: object) -> list[str]:
+def _sample_problems(where: str, entry: object) -> list[str]:
     if not isinstance(entry, dict):
-        return [f"{where}: expected a biosample (name, signal, ...); found {entry!r}"]
-    problems = _key_problems(entry, where, _BIOSAMPLE_KEYS, _BIOSAMPLE_REQUIRED)
+        return [f"expected a biosample (name, signal, ...); got {entry!r}"]
+    problems = _entry_problems(entry, _SAMPLE_KEYS, _SAMPLE_REQUIRED, _SAMPLE_TEXT)
     kind = entry.get("signal_kind", "coverage")
     if kind not in SIGNAL_KINDS:
-        problems.append(f"{where}: signal_kind must be one of {SIGNAL_KINDS}; got {kind!r}")
+        problems.append(
+            f"key 'signal_kind' must be one of {SIGNAL_KINDS}; got {kind!r}"
+        )
     scale = entry.get("scale", 1.0)
     number = isinstance(scale, int | float) and not isinstance(scale, bool)
     if not number or not math.isfinite(scale) or scale <= 0:
-        problems.append(f"{where}: scale must be a number above 0; got {scale!r}")
-    context = entry.get("context", where)
-    wanted = (where,) if where in CONTEXTS else CONTEXTS
-    if context not in wanted:
-        problems.append(f"{where}: context must be one of {wanted}; got {context!r}")
+        problems.append(f"key 'scale' must be a number above 0; got {scale!r}")
+    seen = entry.get("seen_in_training")
+    if not isinstance(seen, bool | None):
+        problems.append(f"key 'seen_in_training' must be true or false; got {seen!r}")
+    in_pair = where in CONTEXTS
+    context = entry.get("context", where if in_pair else None)
+    allowed = (where,) if in_pair else CONTEXTS
+    if context not in allowed:
+        problems.append(f"key 'context' must be one of {allowed}; got {context!r}")
     return problems

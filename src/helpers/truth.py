@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from helpers._enrichment import hypergeometric_log_tail
-from helpers.stages import Study, feature_acts
+from helpers.runs import code_digest
+from helpers.stages import Study, called_features, feature_acts
 
 __all__ = [
     "CONTEXT_ROLES",
@@ -19,6 +20,7 @@ __all__ = [
     "match_features",
     "planted_class",
     "read_factors",
+    "score_recovery",
 ]
 
 CONTEXT_ROLES = ("shared-vitro", "shared-vivo", "lineage-vivo", "lineage-vitro")
@@ -172,3 +174,30 @@ def factor_recovery(study: Study, called: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def score_recovery(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
+    """Return `factor_recovery` for all features called in a score table.
+
+    Parameters
+    ----------
+    study : Study
+        A run on simulated data.
+    scores : pandas.DataFrame
+        From `helpers.stages.score_context`.
+    """
+    called = called_features(scores)
+
+    def build() -> pd.DataFrame:
+        named = [
+            match_features(study, layer, rows["feature"].to_numpy()).assign(layer=layer)
+            for layer, rows in called.groupby("layer")
+        ]
+        table = called.merge(pd.concat(named), on=["layer", "feature"])
+        return factor_recovery(study, table)
+
+    recipe = {
+        "cds": study.run.key("cds.parquet"),
+        "code": code_digest("truth"),
+    }
+    return study.run.table("recovery.parquet", recipe, build)
