@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers.checkpoints import (
+    _fields,
     authors_layout,
     infer_config,
     load_state,
@@ -147,6 +148,13 @@ def test_read_tf_checkpoint_names_what_it_cannot_read(tmp_path):
     write_checkpoint(tmp_path / "empty", {})
     with pytest.raises(ValueError, match="empty.index lists no tensor"):
         read_tf_checkpoint(tmp_path / "empty")
+
+
+def test_fields_rejects_a_cut_message():
+    whole = message((1, 300), (2, b"abc"))
+    assert list(_fields(whole)) == [(1, 300), (2, b"abc")]
+    with pytest.raises(ValueError, match="runs over"):
+        list(_fields(whole[:-1]))
 
 
 def test_from_pretrained_reports_a_truncated_data_file(checkpoint):

@@ -84,6 +84,9 @@ def intermediates(model, inputs):
     stem = model.sequence_pool(stem + model.sequence_residual(stem))
     found = {"seq_after_stem": stem.transpose(1, 2)}
     found["seq_after_tower"] = features = model.encode_sequence(sequence)
+    stem = model.atac_stem(nn.functional.pad(atac.unsqueeze(1), (24, 25)))
+    stem = nn.functional.max_pool1d(stem + model.atac_residual(stem), 2)
+    found["atac_after_stem"] = stem.transpose(1, 2)
     found["atac_after_tower"] = model._encode_atac(atac)
     found["motif_embedding"] = model._encode_motifs(motif_activity).unsqueeze(1)
     x = model.encode_context(features, atac, motif_activity)
@@ -106,6 +109,7 @@ def largest_error(found, reference, name):
     [
         ("seq_after_stem", 1e-5),
         ("seq_after_tower", 2e-5),
+        ("atac_after_stem", 3e-5),
         ("atac_after_tower", 3e-5),
         ("motif_embedding", 1e-5),
         ("resid_0_pre_transformer_projection", 1e-4),

@@ -1,8 +1,10 @@
 """What must agree between files that no program reads together."""
 
 import ast
+import os
 import re
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import jupytext
@@ -13,6 +15,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import helpers
+from helpers import simulate
+from helpers.tissues import Biosample, Tissue, read_tissue
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -32,13 +36,17 @@ COMMON_PARAMETERS = {
 
 def text_files():
     """Yield the text files of the repository, whether or not git is at hand."""
-    unread = {".git", ".venv", "_build", "resources", "data"}
-    suffixes = {".cfg", ".ipynb", ".md", ".py", ".toml", ".txt", ".yaml", ".yml", ""}
-    for path in sorted(ROOT.rglob("*")):
-        parts = path.relative_to(ROOT).parts
-        skipped = unread.intersection(parts) or any("cache" in part for part in parts)
-        if path.is_file() and path.suffix in suffixes and not skipped:
-            yield path
+    unread = {".git", ".venv", "_build", "__pycache__", "data", "resources"}
+    suffixes = {".cff", ".ipynb", ".md", ".py", ".toml", ".txt", ".yaml", ".yml", ""}
+    for folder, subfolders, names in os.walk(ROOT):
+        subfolders[:] = sorted(
+            name
+            for name in set(subfolders) - unread
+            if not name.endswith(("_cache", ".egg-info"))
+        )
+        for name in sorted(names):
+            if Path(name).suffix in suffixes:
+                yield Path(folder, name)
 
 
 def notebook(name):
@@ -78,7 +86,7 @@ def toc_entries():
     return [toc["root"], *pages]
 
 
-# --- Notebooks ---------------------------------------------------------------------------
+# --- Notebooks ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -162,7 +170,7 @@ def test_toc_entries_exist():
         assert (ROOT / f"{entry}{suffix}").is_file(), entry
 
 
-# --- The project -------------------------------------------------------------------------
+# --- The project ----------------------------------------------------------------------
 
 
 def test_helpers_is_this_package():
@@ -171,9 +179,12 @@ def test_helpers_is_this_package():
 
 
 def test_version_is_written_once():
-    for path in (ROOT / "src").rglob("*.py"):
-        found = re.search(r"""^__version__\s*=\s*["']""", path.read_text(), re.M)
-        assert not found, f"{path}: take it from importlib.metadata"
+    assert PROJECT["dynamic"] == ["version"]  # read from the package
+    version = re.compile(
+        rf"""version.{{1,8}}{re.escape(helpers.__version__)}\b""", re.I
+    )
+    found = [path for path in text_files() if version.search(path.read_text())]
+    assert found == [ROOT / "src" / "helpers" / "__init__.py"]
 
 
 def test_address_is_the_one_in_pyproject():
@@ -186,7 +197,9 @@ def test_address_is_the_one_in_pyproject():
 
 
 def test_no_file_names_a_place_on_one_machine():
-    absolute = re.compile(r"""(?:^|[\s"'(=`])(?:/(?:home|Users|root|tmp)/|[A-Z]:\\)\w""")
+    absolute = re.compile(
+        r"""(?:^|[\s"'(=`])(?:/(?:home|Users|root|tmp)/|[A-Z]:\\)\w"""
+    )
     for path in text_files():
         found = absolute.search(path.read_text())
         assert not found, f"{path.relative_to(ROOT)}: {found.group()!r}"
@@ -227,3 +240,42 @@ def test_conda_environment_is_in_step_with_pyproject():
     assert constraint == "-c constraints.txt"
     extras = re.fullmatch(r"-e \.\[([\w,]+)\]", project).group(1)
     assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+
+
+# --- Pages that describe the code ---
+
+
+def test_page_on_simulated_data_lists_the_planted_factors():
+    planted = {}
+    for factor in simulate.factor_table().itertuples():
+        planted.setdefault(factor.role, set()).add(factor.name)
+    page = (ROOT / "book" / "simulated-data.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \|[^|]*\|([^|]*)\|", page, re.M)
+    listed = {role: set(re.findall(r"[A-Z][A-Z0-9-]+", names)) for role, names in rows}
+    assert {role: listed.get(role) for role in planted} == planted
+
+
+def test_page_on_simulated_data_lists_the_kinds_of_world():
+    page = (ROOT / "book" / "simulated-data.md").read_text()
+    for kind in simulate.KINDS:
+        assert f"| `{kind}` |" in page
+
+
+def test_example_tissue_file_has_valid_keys(tmp_path):
+    page = (ROOT / "book" / "real-data.md").read_text()
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.M | re.S)
+    path = tmp_path / "brain.yml"
+    path.write_text(example)
+    # Keys and values are checked first: only the files it names are missing.
+    with pytest.raises(FileNotFoundError, match=r"glioma_line\.bw.*cortex\.bw"):
+        read_tissue(path)
+
+
+def test_page_on_real_data_explains_every_key():
+    page = (ROOT / "book" / "real-data.md").read_text()
+    explained = set(
+        re.findall(r"`(\w+)`", "".join(re.findall(r"^\|[^|]*", page, re.M)))
+    )
+    keys = {field.name for field in fields(Biosample)} - {"context", "lineage"}
+    keys |= {field.name for field in fields(Tissue)} | {"tissue"}
+    assert explained == keys - {"path", "replicate"}
