@@ -85,7 +85,7 @@ windows.groupby("split", sort=False).agg(
 #
 # ## Is the model worth reading?
 #
-# A track is hidden in runs of tokens (128 bp each) and the model predicts the hidden signal, as in its training {cite}`javed2025`.
+# A track is hidden in runs of tokens (128 bp each) and the model predicts the hidden signal, as in its training {cite}`javed2025epibert`.
 # With $y$ the measured and $\hat y$ the predicted signal of a token, the score is Pearson's $r$ between $\log(1 + y)$ and $\log(1 + \hat y)$.
 # Two rivals stand beside it.
 # The *average track* predicts at each locus the mean of the other biosamples that the model was trained on: it knows the locus, but not the biosample.

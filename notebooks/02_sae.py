@@ -64,7 +64,7 @@ print(f"blocks {study.blocks} | model {study.model_hash}")
 #
 # Let $x$ be a token's stream, $\mu$ the mean over training tokens and $s$ one scale for all coordinates, and $u = (x - \mu) / s$.
 # The encoder computes $h = \mathrm{ReLU}((u - b_\mathrm{dec}) W_\mathrm{enc} + b_\mathrm{enc})$.
-# In training the $n k$ largest entries among the $n$ tokens of a batch are kept: tokens that hold more may use more {cite}`bussmann2024`.
+# In training the $n k$ largest entries among the $n$ tokens of a batch are kept: tokens that hold more may use more {cite}`bussmann2024batchtopk`.
 # Afterwards one fixed threshold $\theta$ takes over, $z = h \cdot 1[h > \theta]$, so that the code of a token never depends on its neighbors.
 # The reconstruction is $\hat x = s\,(z W_\mathrm{dec} + b_\mathrm{dec}) + \mu$ with rows of $W_\mathrm{dec}$ of length 1.
 #
@@ -150,9 +150,9 @@ assert (abs(everything["l0_mean"] / config.k - 1) < 0.25).all(), "L0 near k on t
 # %% tags=["hide-input"]
 worst = recovered.groupby("layer")["recovered"].mean()
 takeaways = f"""
-- The dictionaries leave {100 * everything["fvu"].min():.0f} to {100 * everything["fvu"].max():.0f} % of the variance of held-out streams unexplained.
-- Spliced back into the model they recover {100 * worst.min():.0f} to {100 * worst.max():.0f} % of the prediction loss (mean over biosamples, by block).
-- L0 differs between biosamples by a factor of at most {spread.max():.2f}; {100 * (everything["dead_percent"].max() / 100):.0f} % of features at most never fire on test chromosomes.
+- The dictionaries leave {100 * everything["fvu"].min():.1f} to {100 * everything["fvu"].max():.1f} % of the variance of held-out streams unexplained.
+- Spliced back into the model they recover {100 * worst.min():.1f} to {100 * worst.max():.1f} % of the prediction loss (mean over biosamples, by block).
+- L0 differs between biosamples by a factor of at most {spread.max():.2f}; {everything["dead_percent"].max():.0f} % of features at most never fire on test chromosomes.
 """
 display(Markdown(takeaways))
 

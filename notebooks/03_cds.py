@@ -72,7 +72,7 @@ print(f"blocks {study.blocks} | model {study.model_hash}")
 #
 # $$\mathrm{CDS}_\ell = \frac{\bar D_\ell}{\tilde s_\ell / \sqrt{B}}$$
 #
-# with $B$ blocks and a variance $\tilde s_\ell^2$ moderated across features {cite}`smyth2004`.
+# with $B$ blocks and a variance $\tilde s_\ell^2$ moderated across features {cite}`smyth2004linear`.
 # The shared score uses the mean of the lineages in place of $D_{\ell b}$.
 # Positive means higher *in vivo*.
 #
@@ -150,7 +150,7 @@ strongest[columns].head(10).round(2)
 # ## Against what was planted
 #
 # In the simulated world it is known which factors act in which context.
-# A feature speaks for a factor if its strongest tokens are the factor's sites.
+# A feature speaks for a factor if the tokens at which it differs most between the contexts are the factor's sites.
 # A context factor counts as found if such a feature was called with the planted sign in a planted lineage.
 # Factors without context effect, the decoys, should not be called; where they are, composition, noise of single biosamples or features that mix factors are the reason, since the score answers whether these tracks differ and not why.
 

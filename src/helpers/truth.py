@@ -1,7 +1,8 @@
 """What was planted in a simulated world, against what was found.
 
 A token is a site of a factor if the finished sequence holds at least two hits of its
-motif. A feature speaks for a factor if its strongest tokens are the factor's sites.
+motif. A feature speaks for a factor if the tokens at which it differs most between the
+contexts are the factor's sites.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = [
 
 CONTEXT_ROLES = ("shared-vitro", "shared-vivo", "lineage-vivo", "lineage-vitro")
 _MIN_HITS = 2  # hits of a motif that make a token a site: one alone hardly opens it
-_N_TOP = 200  # strongest tokens of a feature
+_N_TOP = 100  # tokens at which a feature differs most
 _MIN_FOLD, _MAX_LOG_P = 4.0, -20.0  # what a match needs
 
 
@@ -83,8 +84,9 @@ def match_features(
 ) -> pd.DataFrame:
     """Name the planted factor behind each feature, where there is one.
 
-    The strongest 200 tokens of a feature (its maximum over the biosamples) are tested
-    for sites of every factor by a hypergeometric test against all tokens of the split.
+    The 100 tokens at which the feature differs most between the contexts, in the
+    direction of its mean difference and in the lineage where that is largest, are
+    tested for sites of every factor by a hypergeometric test against all tokens.
 
     Parameters
     ----------
@@ -101,26 +103,29 @@ def match_features(
     -------
     pandas.DataFrame
         One row per feature: ``feature``, ``factor`` (empty if none has fold >= 4 and
-        ln p <= -20), ``fold``, ``log_p``, ``share`` (of the strongest tokens that are
-        the factor's sites).
+        ln p <= -20), ``fold``, ``log_p``, ``share`` (of those tokens that are the factor's
+        sites).
     """
     windows = study.dataset.windows_of(split)
     sites = factor_sites(study, windows)
-    acts = feature_acts(study, layer, features, windows).max(axis=0)
-    acts = acts.reshape(-1, len(features))
+    acts = feature_acts(study, layer, features, windows)
+    pairs = [study.pair(lineage) for lineage in study.lineages]
+    change = np.stack([acts[vivo] - acts[vitro] for vitro, vivo in pairs])
+    change = change.reshape(len(pairs), -1, len(features))
+    sign = np.sign(change.mean(axis=(0, 1)))
+    change = (sign * change).max(axis=0)  # (n_tokens, n_features)
     is_site = sites.to_numpy()
     total = is_site.sum(axis=0)
     rows = []
     for j, feature in enumerate(features):
-        firing = int((acts[:, j] > 0).sum())
-        n_top = min(_N_TOP, firing)
+        n_top = min(_N_TOP, int((change[:, j] > 0).sum()))
         if n_top == 0:
             rows.append((feature, "", np.nan, np.nan, np.nan))
             continue
-        top = np.argpartition(-acts[:, j], n_top - 1)[:n_top]
+        top = np.argpartition(-change[:, j], n_top - 1)[:n_top]
         hits = is_site[top].sum(axis=0)
-        log_p = hypergeometric_log_tail(hits, len(acts), total, n_top)
-        fold = (hits / n_top) / np.maximum(total / len(acts), 1e-12)
+        log_p = hypergeometric_log_tail(hits, len(change), total, n_top)
+        fold = (hits / n_top) / np.maximum(total / len(change), 1e-12)
         best = int(np.argmin(log_p))
         named = fold[best] >= _MIN_FOLD and log_p[best] <= _MAX_LOG_P
         factor = sites.columns[best] if named else ""

@@ -1,0 +1,174 @@
+"""The published numbers beside ours, one row per claim.
+
+The papers (two workshop posters of 2026) could be read in abstract only, so for most
+numbers the definition behind them is unknown; each row says whether ours is the same
+quantity. Nothing here is typed: every value of ours is read from the tables of the run.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from helpers.annotation import annotate
+from helpers.causal import ablation, steering
+from helpers.findings import PAPER_CLAIM, claim_table
+from helpers.masked import masked_scores
+from helpers.stages import Study, late_early_ratio, score_context
+from helpers.truth import score_recovery
+
+__all__ = ["claim_ledger", "headline"]
+
+_COLUMNS = ["claim", "published", "here", "interval", "same quantity?", "verdict"]
+
+
+def _interval(low: float, high: float, spec: str = ".2f") -> str:
+    return f"{low:{spec}} to {high:{spec}}"
+
+
+def claim_ledger(study: Study) -> pd.DataFrame:
+    """Return the published claims beside the results of a run.
+
+    Parameters
+    ----------
+    study : Study
+        The run; stages that are missing are made.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Text columns ``claim``, ``published``, ``here``, ``interval`` (95 %, genomic
+        blocks resampled), ``same quantity?`` and ``verdict``.
+    """
+    rows = [_layer_row(study), *_ablation_rows(study), *_steering_rows(study)]
+    return pd.DataFrame([*rows, *_motif_rows(study)], columns=_COLUMNS)
+
+
+def _layer_row(study: Study) -> tuple:
+    ratio = late_early_ratio(study).iloc[0]
+    rises = ratio["low"] > 1
+    return (
+        "context features, first block to last",
+        "57 to 215, 3.8-fold",
+        f"{ratio['early']:.0f} to {ratio['late']:.0f}, {ratio['ratio']:.2f}-fold",
+        _interval(ratio["low"], ratio["high"]),
+        "alike: Bonferroni counts, but over genomic blocks and in another model",
+        "rises with depth" if rises else "no rise with depth",
+    )
+
+
+def _ablation_rows(study: Study) -> list[tuple]:
+    table = ablation(study)
+    last = table[
+        (table["layer"] == max(study.blocks))
+        & (table["value"] == "resample")
+        & (table["outcome"] == "vivo-up")
+        & (table["direction"] == "vivo-to-vitro")
+    ]
+    rows = []
+    for row in last.itertuples():
+        beats = row.p <= 0.05 and abs(row.effect) > abs(row.random)
+        rows.append(
+            (
+                f"ablation of context features, {row.lineage}",
+                "large effect",
+                f"{row.effect:+.3f} log1p signal (random {row.random:+.3f}, "
+                f"d_z {row.d_z:+.2f}, p = {row.p:.3f})",
+                _interval(row.low, row.high, "+.3f"),
+                "unknown: outcome, value and control of the published effect",
+                "larger than random" if beats else "not larger than random",
+            )
+        )
+    return rows
+
+
+def _steering_rows(study: Study) -> list[tuple]:
+    table = steering(study)
+    pooled = table[
+        (table["lineage"] == "pooled") & (table["direction"] == "vitro-to-vivo")
+    ].set_index("method")
+    sae = pooled.loc["SAE"]
+    rows = [
+        (
+            "steering in vitro to in vivo, share of the gap closed",
+            "11.2 %",
+            f"{100 * sae['gc2']:.1f} % (as a length {100 * sae['gc_norm']:.1f} %)",
+            _interval(100 * sae["low"], 100 * sae["high"], ".1f"),
+            "unknown: squared or length, held out or not",
+            "closes part of the gap" if sae["low"] > 0 else "closes nothing",
+        )
+    ]
+    for method in ("random features", "random features, equal length"):
+        row = pooled.loc[method]
+        ratio = "no ratio: random closes nothing"
+        if pd.notna(row["ratio"]):
+            ratio = f"{row['ratio']:.1f}-fold"
+        rows.append(
+            (
+                f"steering against {method}",
+                "4.5-fold",
+                f"{ratio}; difference {100 * row['difference']:.1f} points",
+                _interval(
+                    100 * row["difference_low"], 100 * row["difference_high"], ".1f"
+                )
+                + " points",
+                "unknown: how random was drawn",
+                "beats random" if row["difference_low"] > 0 else "does not beat random",
+            )
+        )
+    for method in ("DiffMean", "output rescale"):
+        row = pooled.loc[method]
+        rows.append(
+            (
+                f"steering against {method}",
+                "not reported",
+                f"{100 * row['gc2']:.1f} % closed by {method}",
+                _interval(100 * row["low"], 100 * row["high"], ".1f"),
+                "no published counterpart",
+                "the SAE is better"
+                if row["difference_low"] > 0
+                else "the SAE is not better",
+            )
+        )
+    return rows
+
+
+def _motif_rows(study: Study) -> list[tuple]:
+    found = claim_table(study, annotate(study), PAPER_CLAIM)
+    rows = []
+    for (lineage, motif), group in found.groupby(["lineage", "motif"], sort=False):
+        vivo = group[group["context"] == "in_vivo"].iloc[0]
+        planted = vivo["planted"] or "not planted"
+        share = f"{vivo['n_enriched']} of {vivo['n_features']} features higher in vivo"
+        rows.append(
+            (
+                f"{motif} in {lineage} tissue features",
+                "enriched",
+                share,
+                "",
+                f"alike; truth here: {planted}" if study.truth else "alike",
+                "found" if vivo["n_enriched"] else "not found",
+            )
+        )
+    return rows
+
+
+def headline(study: Study) -> dict[str, str]:
+    """Return the run's main numbers as text, for prose and README.
+
+    Returns
+    -------
+    dict of str to str
+        Masked-token correlation of the model and its rivals, share of planted context
+        factors found (simulated data only).
+    """
+    mean = masked_scores(study).groupby(["tokens", "method"], sort=False)["r"].mean()
+    lines = {f"r, {t} hidden tokens, {m}": f"{r:.3f}" for (t, m), r in mean.items()}
+    if study.truth is not None:
+        recovery = score_recovery(study, score_context(study))
+        planted = recovery[recovery["higher_in"] != ""]
+        decoys = recovery[recovery["higher_in"] == ""]
+        found = f"{planted['found'].sum()} of {len(planted)}"
+        lines["planted context factors found"] = found
+        wrong = f"{decoys['found'].sum()} of {len(decoys)}"
+        lines["factors without context effect called"] = wrong
+    return lines
