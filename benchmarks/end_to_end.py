@@ -1,8 +1,9 @@
 """Time the two commands of the README from an empty clone, and what a rerun costs.
 
-Clones the last commit into a temporary folder and runs, one after the other: `make book`
-with installation, `make book` with nothing changed, `make book` after a change of one
-notebook, and `make test`. Prints wall time and the peak memory of the largest process.
+Clones the last commit into a temporary folder and runs, one after the other: `make
+book` with installation, `make book` with nothing changed, `make book` after a change of
+one notebook, and `make test`. Prints wall time and the peak memory of the largest
+process.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ def timed(label: str, command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     seconds = time.monotonic() - start
     if done.returncode:
-        raise SystemExit(f"{label} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+        tail = done.stdout[-3000:] + done.stderr[-3000:]
+        raise SystemExit(f"{label} failed:\n{tail}")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     goal = f"(goal {TARGETS[label]} s)" if label in TARGETS else ""
-    print(f"{label:<40}{seconds:8.1f} s  peak so far {peak:.2f} GiB  {goal}", flush=True)
+    print(
+        f"{label:<40}{seconds:8.1f} s  peak so far {peak:.2f} GiB  {goal}", flush=True
+    )
 
 
 def main() -> None:

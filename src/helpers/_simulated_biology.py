@@ -33,8 +33,8 @@ KINDS = ("planted", "no-effect", "depth-only", "motif-vector-only", "composition
 BIOLOGY_FILE = "planted_world.yml"
 TOKEN_BP = 128
 DOMAIN_TOKENS = 32  # 4-kb domains share GC content and part of their openness
-MIN_CHROMOSOMES = 20
-MIN_WINDOWS = 4  # per chromosome
+_MIN_CHROMOSOMES = 20
+_MIN_WINDOWS = 4  # per chromosome
 
 DEPTH_OCTAVES = 1.0  # depths lie between 1/2 and 2
 GC_SLOPE_SD = 0.8  # log rate per unit of GC content
@@ -80,8 +80,8 @@ class World:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}; got {self.kind!r}")
         lowest = {
-            "n_chromosomes": MIN_CHROMOSOMES,
-            "windows_per_chromosome": MIN_WINDOWS,
+            "n_chromosomes": _MIN_CHROMOSOMES,
+            "windows_per_chromosome": _MIN_WINDOWS,
             "n_replicates": 0,
             "seed": 0,
         }

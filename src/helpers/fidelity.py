@@ -1,9 +1,9 @@
 """What a dictionary's reconstruction does to the model's prediction.
 
-The reconstruction replaces the stream and the model goes on from there. Loss recovered is
-``1 - (L_sae - L_id) / (L_mean - L_id)`` with Poisson losses against the measured track:
-1 for a perfect reconstruction, 0 for one no better than the mean stream. It is signed and
-never clipped.
+The reconstruction replaces the stream and the model goes on from there. Loss recovered
+is ``1 - (L_sae - L_id) / (L_mean - L_id)`` with Poisson losses against the measured
+track: 1 for a perfect reconstruction, 0 for one no better than the mean stream. It is
+signed and never clipped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def loss_recovered(study: Study) -> pd.DataFrame:
 
     def build() -> pd.DataFrame:
         test = study.dataset.windows_of("test")
-        windows = test[np.linspace(0, len(test) - 1, min(_N_WINDOWS, len(test))).astype(int)]
+        n = min(_N_WINDOWS, len(test))
+        windows = test[np.linspace(0, len(test) - 1, n).astype(int)]
         crop = study.model.config.crop
         rows = []
         for layer in study.blocks:

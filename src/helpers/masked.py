@@ -10,13 +10,20 @@ import numpy as np
 import pandas as pd
 import torch
 
+from helpers._batches import hide
 from helpers.pretrain import load_arrays, predict_masked
 from helpers.runs import code_digest
 from helpers.stages import Study
 from helpers.tissues import read_tissues
 from helpers.windows import WindowDataset, token_targets
 
-__all__ = ["DIFFERENTIAL_FOLD", "METHODS", "correlation_interval", "locus", "masked_scores"]
+__all__ = [
+    "DIFFERENTIAL_FOLD",
+    "METHODS",
+    "correlation_interval",
+    "locus",
+    "masked_scores",
+]
 
 DIFFERENTIAL_FOLD = 3.0  # of signal + 1 between the two contexts of a lineage
 METHODS = {
@@ -32,6 +39,7 @@ _WITHOUT = {
     "no neighbors": "neighbors",
 }
 _N_DRAWS = 2000
+_RUN_TOKENS = 12  # hidden together, as in training
 
 
 def correlation_interval(
@@ -56,9 +64,7 @@ def correlation_interval(
     weights = np.vstack([np.ones(len(names)), drawn])
     n, sx, sy, sxx, syy, sxy = sums @ weights.T
     with np.errstate(invalid="ignore", divide="ignore"):
-        r = (n * sxy - sx * sy) / np.sqrt(
-            (n * sxx - sx * sx) * (n * syy - sy * sy)
-        )
+        r = (n * sxy - sx * sy) / np.sqrt((n * sxx - sx * sx) * (n * syy - sy * sy))
     low, high = np.nanquantile(r[1:], [0.025, 0.975])
     return float(r[0]), float(low), float(high)
 
@@ -141,9 +147,7 @@ def _average_track(dataset: WindowDataset, windows: np.ndarray) -> np.ndarray:
     )
     table = everyone.biosamples
     seen = np.flatnonzero(table["seen_in_training"].map(lambda s: s is not False))
-    signal = {
-        table["name"][b]: token_targets(everyone.track(windows, b)) for b in seen
-    }
+    signal = {table["name"][b]: token_targets(everyone.track(windows, b)) for b in seen}
     total = sum(signal.values())
     averages = []
     for name in dataset.biosamples["name"]:
@@ -168,7 +172,7 @@ def _expected(study: Study, windows: np.ndarray) -> np.ndarray:
 def locus(study: Study, window: int, lineage: str) -> pd.DataFrame:
     """Return measured and predicted signal along a window for both contexts.
 
-    The whole track is visible to the model here.
+    Every token is predicted while it and the rest of its run of 12 were hidden.
 
     Returns
     -------
@@ -179,12 +183,19 @@ def locus(study: Study, window: int, lineage: str) -> pd.DataFrame:
     dataset, config = study.dataset, study.model.config
     inner = slice(config.crop, config.n_tokens - config.crop)
     tokens = dataset.token_table([window]).iloc[inner]
+    run_of = np.arange(config.n_tokens) // _RUN_TOKENS
+    hidden = run_of == np.arange(run_of.max() + 1)[:, None]  # (n_runs, n_tokens)
     sequence = torch.from_numpy(dataset.sequence([window])).to(study.device)
+    features = study.model.encode_sequence(sequence).expand(len(hidden), -1, -1)
     tables = []
     for b in study.pair(lineage):
-        atac = torch.from_numpy(dataset.atac([window], b)).float().to(study.device)
-        motif = torch.from_numpy(dataset.motif_activity[[b]]).to(study.device)
-        predicted = study.model(sequence, atac, motif)[0].cpu().numpy()
+        visible = hide(dataset.track([window], b), hidden)
+        atac = torch.from_numpy(visible).float().to(study.device)
+        motif = torch.from_numpy(dataset.motif_activity[b]).to(study.device)
+        stream = study.model.encode_context(
+            features, atac, motif.expand(len(hidden), -1)
+        )
+        predicted = study.model.head(study.model.run_blocks(stream)).cpu().numpy()
         table = pd.DataFrame(
             {
                 "chrom": tokens["chrom"].to_numpy(),
@@ -192,7 +203,7 @@ def locus(study: Study, window: int, lineage: str) -> pd.DataFrame:
                 "biosample": study.design["biosample"][b],
                 "context": study.design["context"][b],
                 "measured": dataset.target([window], b)[0, inner],
-                "predicted": predicted,
+                "predicted": predicted[run_of[inner], np.arange(predicted.shape[1])],
             }
         )
         tables.append(table)

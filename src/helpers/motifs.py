@@ -147,6 +147,7 @@ def enrichment(
     background: np.ndarray | None = None,
     gc: np.ndarray | None = None,
     accessibility: np.ndarray | None = None,
+    n_levels: int = 5,
     sequences: Sequence[str] | np.ndarray | None = None,
     method: Literal["hypergeometric", "binomial"] = "hypergeometric",
 ) -> pd.DataFrame:
@@ -171,7 +172,10 @@ def enrichment(
     gc : numpy.ndarray, shape (n_regions,), or None
         GC content to match, from `gc_content`.
     accessibility : numpy.ndarray, shape (n_regions,), or None
-        Openness to match, in five levels; needs ``gc``.
+        Openness to match; needs ``gc``.
+    n_levels : int, default=5
+        Number of accessibility levels. Where few regions are open, five leave open and
+        closed ones in the same level.
     sequences : sequence of str or array of codes, or None
         With the sequences of the regions, background weights are adjusted further until
         1-, 2- and 3-mer frequencies agree (HOMER's autonormalization). This runs per
@@ -230,7 +234,7 @@ def enrichment(
             )
     strata = np.zeros(n_regions, dtype=np.int64)
     if gc is not None:
-        strata = matching_strata(gc, accessibility)
+        strata = matching_strata(gc, accessibility, n_levels=n_levels)
     if strata.shape != (n_regions,):
         raise ValueError(f"gc must have shape ({n_regions},); got {strata.shape}")
     if (strata < 0).all():

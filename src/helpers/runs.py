@@ -1,18 +1,21 @@
 """The run folder: artefacts that are made once, carry their recipe, and are never half.
 
-An artefact is a file or folder of a run with a recipe beside it (``<name>.recipe.json``):
-the parameters, inputs and code that made it. It is rebuilt when the recipe changes and
-appears only when complete, so killing a run at any moment loses no finished work.
+An artefact is a file or folder of a run with a recipe beside it
+(``<name>.recipe.json``): the parameters, inputs and code that made it. It is rebuilt
+when the recipe changes and appears only when complete, so killing a run at any moment
+loses no finished work.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import platform
+import re
 import shutil
 from collections.abc import Callable, Iterable
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +25,56 @@ import helpers
 
 __all__ = ["Run", "code_digest", "file_stamps"]
 
+_KEY_LENGTH = 16  # hexadecimal digits: 64 bits tell recipes apart
+
 
 def code_digest(*modules: str) -> str:
     """Return a digest of the source of modules of this package.
 
     Artefacts depend on the code that made them: naming the modules in the recipe
-    rebuilds them when that code changes.
+    rebuilds them when that code changes. A module stands for the private modules
+    (``helpers._*``) behind it too.
+
+    Parameters
+    ----------
+    *modules : str
+        Names within the package, such as ``"windows"``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such module.
     """
+    sources: dict[str, bytes] = {}
+    pending = list(modules)
+    while pending:
+        name = pending.pop()
+        if name not in sources:
+            sources[name] = _source(name)
+            pending += _private_imports(sources[name])
     digest = hashlib.sha256()
-    for name in sorted(modules):
-        source = import_module(f"helpers.{name}").__file__
-        digest.update(Path(source).read_bytes())
-    return digest.hexdigest()[:16]
+    for name in sorted(sources):
+        digest.update(sources[name])
+    return digest.hexdigest()[:_KEY_LENGTH]
+
+
+def _source(module: str) -> bytes:
+    spec = find_spec(f"helpers.{module}")
+    if spec is None or spec.origin is None:
+        raise ValueError(f"there is no module helpers.{module}")
+    return Path(spec.origin).read_bytes()
+
+
+def _private_imports(source: bytes) -> list[str]:
+    """Return the private modules of this package that a module imports."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "helpers":
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            package, _, name = node.module.partition(".")
+            found += [name] if package == "helpers" else []
+    return [name for name in found if name.startswith("_") and name != "__version__"]
 
 
 def file_stamps(paths: Iterable[str | Path]) -> list[list]:
@@ -64,12 +105,21 @@ class Run:
         The folder; made if absent.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, name: str) -> Path:
-        """Return where an artefact lies, or will lie."""
+        """Return where an artefact lies, or will lie.
+
+        Raises
+        ------
+        ValueError
+            If the name leads out of the run folder.
+        """
+        parts = Path(name).parts
+        if not parts or Path(name).is_absolute() or ".." in parts:
+            raise ValueError(f"name must lie inside the run folder; got {name!r}")
         return self.folder / name
 
     def key(self, name: str) -> str:
@@ -80,10 +130,11 @@ class Run:
         FileNotFoundError
             If the artefact has not been made.
         """
-        recipe = self.path(f"{name}.recipe.json")
-        if not recipe.is_file():
+        path = self.path(name)
+        sidecar = _sidecar(path)
+        if not path.exists() or not sidecar.is_file():
             raise FileNotFoundError(f"artefact {name!r} is not in {self.folder}")
-        return json.loads(recipe.read_text(encoding="utf-8"))["key"]
+        return json.loads(sidecar.read_text(encoding="utf-8"))["key"]
 
     def artefact(
         self,
@@ -100,28 +151,44 @@ class Run:
         name : str
             File or folder name inside the run folder.
         recipe : dict
-            Everything the content depends on, as JSON types.
+            Everything the content depends on: JSON types, numpy values, paths.
         build : callable
-            Writes the artefact to the path it is given.
+            Writes the artefact, a file or a folder, to exactly the path it is given.
         resumable : bool
-            Whether ``build`` continues what an interrupted call left at that path.
+            Whether ``build`` continues what an interrupted call left at that path. What
+            a call that is not resumable leaves is removed.
 
         Returns
         -------
         Path
+
+        Raises
+        ------
+        RuntimeError
+            If ``build`` wrote nothing to its path.
         """
-        path, sidecar = self.path(name), self.path(f"{name}.recipe.json")
+        path = self.path(name)
         recipe = _plain(recipe)
         text = json.dumps(recipe, sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if path.exists() and sidecar.is_file() and self.key(name) == key:
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
+        try:
+            if self.key(name) == key:
+                return path
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{key}.partial")
-        for stale in path.parent.glob(f".{path.name}.*.partial"):
-            if stale != partial or not resumable:
-                _remove(stale)
-        build(partial)
+        for leftover in _partials(path):
+            if not (resumable and leftover == partial):
+                _remove(leftover)
+        try:
+            build(partial)
+        except BaseException:
+            if not resumable:
+                _remove(partial)
+            raise
+        if not partial.exists():
+            raise RuntimeError(f"the build of {name!r} wrote nothing to {partial}")
+        sidecar = _sidecar(path)
         sidecar.unlink(missing_ok=True)  # no recipe, no artefact: safe between renames
         _remove(path)
         partial.rename(path)
@@ -139,9 +206,24 @@ class Run:
     def table(
         self, name: str, recipe: dict, build: Callable[[], pd.DataFrame]
     ) -> pd.DataFrame:
-        """Return a table kept as parquet, computing it if needed."""
+        """Return a table kept as parquet, computing it if needed.
+
+        ``name`` and ``recipe`` are those of `artefact`; ``build`` returns the table.
+        """
         path = self.artefact(name, recipe, lambda partial: build().to_parquet(partial))
         return pd.read_parquet(path)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.recipe.json")
+
+
+def _partials(path: Path) -> list[Path]:
+    """Return what interrupted builds of an artefact left, of any recipe."""
+    partial = re.compile(
+        rf"\.{re.escape(path.name)}\.[0-9a-f]{{{_KEY_LENGTH}}}\.partial"
+    )
+    return [p for p in path.parent.iterdir() if partial.match(p.name)]
 
 
 def _remove(path: Path) -> None:

@@ -2,8 +2,8 @@
 
 It has the published architecture at 1/280 of the size and learned to predict masked
 accessibility in a simulated world whose genome is not that of the book's default data:
-every chromosome of the default is new to it. ``python -m helpers.small_model`` trains it
-again; the weights carry a hash of their recipe, which is checked when they are loaded.
+every chromosome of the default is new to it. ``python -m helpers.small_model`` trains
+it again; the weights carry a hash of their recipe, checked when they are loaded.
 """
 
 from __future__ import annotations

@@ -315,11 +315,16 @@ def _sample_problems(where: str, entry: object) -> list[str]:
     if not isinstance(entry, dict):
         return [f"expected a biosample (name, signal, ...); got {entry!r}"]
     problems = _entry_problems(entry, _SAMPLE_KEYS, _SAMPLE_REQUIRED, _SAMPLE_TEXT)
+    in_pair = where in CONTEXTS
+    context = entry.get("context", where if in_pair else None)
     kind = entry.get("signal_kind", "coverage")
-    if kind not in SIGNAL_KINDS:
-        problems.append(
-            f"key 'signal_kind' must be one of {SIGNAL_KINDS}; got {kind!r}"
-        )
+    for key, value, allowed in (
+        ("context", context, (where,) if in_pair else CONTEXTS),
+        ("signal_kind", kind, SIGNAL_KINDS),
+    ):
+        if value not in allowed:
+            wanted = " or ".join(map(repr, allowed))
+            problems.append(f"key {key!r} must be {wanted}; got {value!r}")
     scale = entry.get("scale", 1.0)
     number = isinstance(scale, int | float) and not isinstance(scale, bool)
     if not number or not math.isfinite(scale) or scale <= 0:
@@ -327,9 +332,4 @@ def _sample_problems(where: str, entry: object) -> list[str]:
     seen = entry.get("seen_in_training")
     if not isinstance(seen, bool | None):
         problems.append(f"key 'seen_in_training' must be true or false; got {seen!r}")
-    in_pair = where in CONTEXTS
-    context = entry.get("context", where if in_pair else None)
-    allowed = (where,) if in_pair else CONTEXTS
-    if context not in allowed:
-        problems.append(f"key 'context' must be one of {allowed}; got {context!r}")
     return problems

@@ -103,8 +103,8 @@ def match_features(
     -------
     pandas.DataFrame
         One row per feature: ``feature``, ``factor`` (empty if none has fold >= 4 and
-        ln p <= -20), ``fold``, ``log_p``, ``share`` (of those tokens that are the factor's
-        sites).
+        ln p <= -20), ``fold``, ``log_p``, ``share`` of those tokens that are
+        the factor's sites.
     """
     windows = study.dataset.windows_of(split)
     sites = factor_sites(study, windows)

@@ -69,10 +69,9 @@ def layer_counts(counts: pd.DataFrame, ax: Axes | None = None) -> Axes:
     bottom = np.zeros(len(counts))
     for name in _CLASSES[2:]:
         if name in counts:
-            ax.bar(
-                counts.index, counts[name], bottom=bottom, color=COLORS[name], label=name
-            )
-            bottom += counts[name].to_numpy()
+            height = counts[name].to_numpy()
+            ax.bar(counts.index, height, bottom=bottom, color=COLORS[name], label=name)
+            bottom += height
     ax.plot(
         counts.index, counts["naive"], "k--o", lw=1.2, ms=4, label="naive t, Bonferroni"
     )

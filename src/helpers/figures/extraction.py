@@ -52,7 +52,7 @@ def masked_scores(table: pd.DataFrame, tokens: str, ax: Axes | None = None) -> A
             zorder=3,
         )
     ax.set_yticks(range(len(methods)), methods)
-    ax.invert_yaxis()
+    ax.set_ylim(len(methods) - 0.5, -0.5)
     ax.set_xlabel("Pearson r of log1p signal (95 % interval)")
     ax.set_title(f"{tokens} hidden tokens, n = {shown['n'].sum():,}")
     handles = [
@@ -80,11 +80,10 @@ def locus(table: pd.DataFrame, figure: Figure | SubFigure) -> list[Axes]:
     for ax, (name, rows) in zip(axes, groups, strict=True):
         color = COLORS[rows["context"].iloc[0]]
         kilobases = rows["position"] / 1000
-        ax.fill_between(
-            kilobases, rows["measured"], step="mid", color=color, alpha=0.35, lw=0
-        )
-        ax.step(kilobases, rows["predicted"], where="mid", color="black", lw=1)
+        measured, predicted = np.log1p(rows["measured"]), np.log1p(rows["predicted"])
+        ax.fill_between(kilobases, measured, step="mid", color=color, alpha=0.4, lw=0)
+        ax.step(kilobases, predicted, where="mid", color="black", lw=1)
         ax.set_title(name, loc="left", fontsize=9)
-        ax.set_ylabel("signal")
+        ax.set_ylabel("log1p signal")
     axes[-1].set_xlabel(f"{table['chrom'].iloc[0]} (kb)")
     return axes

@@ -1,0 +1,164 @@
+"""Stages on a small world with an untrained model: contracts, caching, resuming."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from helpers import probe, stages
+from helpers.sae import SAEConfig
+
+CONFIG = SAEConfig(d_sae=48, k=4, n_epochs=2, batch_size=512)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_dictionaries():
+    """Use dictionaries that train in a second."""
+    original = stages.train_saes.__defaults__
+    stages.train_saes.__defaults__ = (CONFIG,)
+    yield
+    stages.train_saes.__defaults__ = original
+
+
+def inputs(study, window, biosample):
+    dataset = study.dataset
+    return (
+        torch.from_numpy(dataset.sequence([window])),
+        torch.from_numpy(dataset.atac([window], biosample)).float(),
+        torch.from_numpy(dataset.motif_activity[[biosample]]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"tissues": ["spleen"]}, FileNotFoundError, "spleen"),
+        ({"blocks": [0, 7]}, ValueError, r"blocks \[7\] do not exist"),
+        ({"device": "warp"}, ValueError, "'warp' is not usable"),
+        ({"data": "nowhere"}, FileNotFoundError, "nowhere"),
+        ({"model": "nowhere"}, FileNotFoundError, "nowhere"),
+    ],
+)
+def test_open_study_names_what_is_wrong(
+    small_world, small_model_folder, tmp_path, options, error, message
+):
+    given = {
+        "data": str(small_world.folder / "tissues"),
+        "model": str(small_model_folder),
+    }
+    with pytest.raises(error, match=message):
+        stages.open_study(tmp_path / "run", **(given | options))
+
+
+def test_pair_gives_vitro_then_vivo(small_study):
+    for lineage in small_study.lineages:
+        rows = small_study.design.iloc[list(small_study.pair(lineage))]
+        assert list(rows["context"]) == ["in_vitro", "in_vivo"]
+        assert set(rows["lineage"]) == {lineage}
+
+
+def test_extract_stores_what_the_model_computes(small_study):
+    store = stages.extract(small_study)
+    window = 5
+    for biosample in (0, 3):
+        streams = probe.capture(
+            small_study.model, inputs(small_study, window, biosample), [0, 1]
+        )
+        for layer, stream in streams.items():
+            stored = store.layer(layer)[biosample, window]
+            np.testing.assert_allclose(stored, stream[0], rtol=2e-3, atol=2e-3)
+
+
+def test_extract_continues_after_a_kill(
+    small_study, small_world, tmp_path, monkeypatch
+):
+    whole = stages.extract(small_study)
+    study = replace(small_study, run=stages.Run(tmp_path / "run"))
+    extract_batch, done = stages._extract_batch, []
+
+    def dies(study, store, batch, motif):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        extract_batch(study, store, batch, motif)
+        done.append(batch)
+
+    monkeypatch.setattr(stages, "_extract_batch", dies)
+    with pytest.raises(KeyboardInterrupt):
+        stages.extract(study)
+    assert not study.run.path("activations.zarr").exists()
+    again = []
+
+    def counts(study, store, batch, motif):
+        again.append(batch)
+        extract_batch(study, store, batch, motif)
+
+    monkeypatch.setattr(stages, "_extract_batch", counts)
+    store = stages.extract(study)
+    assert not set(map(str, done)) & set(map(str, again))
+    for layer in study.blocks:
+        np.testing.assert_array_equal(store.layer(layer)[:], whole.layer(layer)[:])
+
+
+def test_stages_are_made_once(small_study):
+    stages.score_context(small_study)
+    made = {
+        path: path.stat().st_mtime_ns
+        for path in small_study.run.folder.rglob("*.recipe.json")
+    }
+    assert len(made) >= 6
+    stages.score_context(small_study)
+    for path, time in made.items():
+        assert path.stat().st_mtime_ns == time
+
+
+def test_another_seed_makes_other_dictionaries(small_study, tmp_path):
+    study = replace(small_study, run=stages.Run(tmp_path / "run"), seed=1)
+    ours = stages.train_saes(small_study)[0].W_dec
+    assert not torch.equal(stages.train_saes(study)[0].W_dec, ours)
+
+
+def test_feature_acts_are_codes_of_stored_streams(small_study):
+    features, windows = np.array([1, 30]), np.array([2, 9])
+    acts = stages.feature_acts(small_study, 1, features, windows)
+    sae = stages.train_saes(small_study)[1]
+    x = stages.extract(small_study).layer(1)[2, 9]
+    expected = sae.encode(torch.from_numpy(x).float())[:, features]
+    np.testing.assert_allclose(acts[2, 1], expected, rtol=1e-6)
+
+
+def test_score_context_scores_the_windows_of_its_split(small_study):
+    selected = stages.score_context(small_study, "select")
+    tested = stages.score_context(small_study, "test")
+    assert list(selected[["layer", "feature"]].columns) == ["layer", "feature"]
+    assert len(selected) == 2 * CONFIG.d_sae
+    summary = stages.summaries(small_study)[0].mean_acts
+    for split, table in (("select", selected), ("test", tested)):
+        windows = small_study.dataset.windows_of(split)
+        pairs = [small_study.pair(x) for x in small_study.lineages]
+        expected = np.mean(
+            [summary[b, windows] - summary[a, windows] for a, b in pairs], axis=(0, 1)
+        )
+        first = table[(table["layer"] == 0) & (table["class"] != "untested")]
+        np.testing.assert_allclose(
+            first["delta"], expected[first["feature"]], rtol=1e-4, atol=1e-6
+        )
+
+
+def test_layer_counts_by_hand():
+    table = pd.DataFrame(
+        {
+            "layer": [0, 0, 0, 1],
+            "class": ["shared-vivo", "none", "untested", "lineage-only"],
+            "p_bonferroni": [0.001, 0.2, np.nan, 0.3],
+            "p_naive": [0.02, 0.03, np.nan, 0.04],
+        }
+    )
+    counts = stages.layer_counts(table)
+    assert counts.loc[0, "tested"] == 2
+    assert counts.loc[0, "naive"] == 1  # 0.02 * 2 <= 0.05 < 0.03 * 2
+    assert counts.loc[0, "shared"] == 1
+    assert counts.loc[1, "naive"] == 1
+    assert counts.loc[1, "shared"] == 0
+    assert counts.loc[1, "lineage-only"] == 1
