@@ -151,7 +151,7 @@ strongest[columns].head(10).round(2)
 #
 # In the simulated world it is known which factors act in which context.
 # A feature speaks for a factor if the tokens at which it differs most between the contexts are the factor's sites.
-# A context factor counts as found if such a feature was called with the planted sign in a planted lineage.
+# A context factor counts as found if such a feature was called in a lineage where its effect was planted, with the planted sign there.
 # Factors without context effect, the decoys, should not be called; where they are, composition, noise of single biosamples or features that mix factors are the reason, since the score answers whether these tracks differ and not why.
 
 # %% tags=["remove-stderr"]

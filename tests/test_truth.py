@@ -62,13 +62,20 @@ def test_planted_class_follows_role_and_lineage(small_study):
 def test_factor_recovery_asks_for_sign_and_lineage(small_study):
     called = pd.DataFrame(
         [
-            (0, 1, -1.0, "blood,liver", "AP-1"),  # right
-            (0, 2, 1.0, "blood", "SPI1"),  # right
-            (1, 3, 1.0, "liver", "RUNX1"),  # planted in blood only
-            (1, 4, -1.0, "liver", "FOXA2"),  # wrong sign
-            (1, 5, 1.0, "liver", "CTCF"),  # a factor without context effect
+            (0, 1, -1.0, -1.0, "blood,liver", "AP-1"),  # right
+            (0, 2, 1.0, -3.0, "blood", "SPI1"),  # right, whatever liver does
+            (1, 3, 1.0, 1.0, "liver", "RUNX1"),  # planted in blood only
+            (1, 4, 1.0, -1.0, "liver", "FOXA2"),  # wrong sign in its lineage
+            (1, 5, 1.0, 1.0, "liver", "CTCF"),  # a factor without context effect
         ],
-        columns=["layer", "feature", "delta", "lineages", "factor"],
+        columns=[
+            "layer",
+            "feature",
+            "delta_blood",
+            "delta_liver",
+            "lineages",
+            "factor",
+        ],
     )
     table = truth.factor_recovery(small_study, called).set_index("factor")
     assert table["found"].drop("CTCF").sum() == 2

@@ -84,9 +84,9 @@ def match_features(
 ) -> pd.DataFrame:
     """Name the planted factor behind each feature, where there is one.
 
-    The 100 tokens at which the feature differs most between the contexts, in the
-    direction of its mean difference and in the lineage where that is largest, are
-    tested for sites of every factor by a hypergeometric test against all tokens.
+    The 100 tokens at which the feature differs most between the contexts of a lineage,
+    in the direction of its mean difference in that lineage, are tested for sites of
+    every factor by a hypergeometric test against all tokens.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def match_features(
     pairs = [study.pair(lineage) for lineage in study.lineages]
     change = np.stack([acts[vivo] - acts[vitro] for vitro, vivo in pairs])
     change = change.reshape(len(pairs), -1, len(features))
-    sign = np.sign(change.mean(axis=(0, 1)))
+    sign = np.sign(change.mean(axis=1, keepdims=True))  # a sign for each lineage
     change = (sign * change).max(axis=0)  # (n_tokens, n_features)
     is_site = sites.to_numpy()
     total = is_site.sum(axis=0)
@@ -136,8 +136,8 @@ def match_features(
 def factor_recovery(study: Study, called: pd.DataFrame) -> pd.DataFrame:
     """Say for every planted factor whether called features found it.
 
-    A context factor is found if a feature that matches it was called with its sign and
-    in at least one lineage where its effect was planted. A factor without context
+    A context factor is found if a feature that matches it was called in a lineage
+    where its effect was planted, with the planted sign there. A factor without context
     effect (a decoy or an invariant one) is called wrongly if a feature that matches it
     was called.
 
@@ -146,8 +146,9 @@ def factor_recovery(study: Study, called: pd.DataFrame) -> pd.DataFrame:
     study : Study
         A run on simulated data.
     called : pandas.DataFrame
-        Significant features: ``layer``, ``feature``, ``delta``, ``lineages``
-        (comma-separated), ``factor`` of `match_features`.
+        Significant features: ``layer``, ``feature``, ``delta_<lineage>`` for every
+        lineage, ``lineages`` (comma-separated, those confirmed), ``factor`` of
+        `match_features`.
 
     Returns
     -------
@@ -160,12 +161,12 @@ def factor_recovery(study: Study, called: pd.DataFrame) -> pd.DataFrame:
     for _, factor in read_factors(study).iterrows():
         context, lineages = planted_class(study, factor)
         mine = called[called["factor"] == factor["name"]]
-        sign = np.where(mine["delta"] > 0, "in_vivo", "in_vitro")
-        touched = [
-            bool(set(x.split(",")) & lineages) if x else bool(lineages)
-            for x in mine["lineages"]
-        ]
-        right = (sign == context) & np.array(touched, dtype=bool)
+        wanted = 1 if context == "in_vivo" else -1
+        right = np.zeros(len(mine), dtype=bool)
+        for lineage in lineages:
+            confirmed = np.array([lineage in x.split(",") for x in mine["lineages"]])
+            sign = np.sign(mine[f"delta_{lineage}"].to_numpy())
+            right |= confirmed.astype(bool) & (sign == wanted)
         layers = sorted(set(mine["layer"][right] if context else mine["layer"]))
         rows.append(
             {

@@ -90,6 +90,7 @@ def replication(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.plot([-limit, limit], [-limit, limit], color="0.6", lw=1, ls="--")
     ax.set_xscale("symlog", linthresh=limit / 100)
     ax.set_yscale("symlog", linthresh=limit / 100)
+    ax.minorticks_off()
     ax.set_xlabel("mean difference, select chromosomes")
     ax.set_ylabel("mean difference, test chromosomes")
     ax.legend(fontsize=8)
