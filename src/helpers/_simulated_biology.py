@@ -55,7 +55,8 @@ class World:
         ``planted``, or a null world: ``no-effect`` (contexts differ in nothing),
         ``depth-only`` (tissue tracks are scaled by 1.6), ``motif-vector-only`` (only
         the motif activity differs), ``composition-only`` (tissues hold 40 % of another
-        lineage). Biosamples of a null world have no nuisances of their own.
+        lineage). Biosamples of a null world do not differ in depth, GC bias,
+        composition, handling or activity otherwise; the noise of the track remains.
     n_chromosomes : int
         At least 20: chromosomes are the units of the train/test split.
     windows_per_chromosome : int

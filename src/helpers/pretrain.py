@@ -9,12 +9,12 @@ each, so that the sequence tower, three quarters of the cost, runs once per wind
 from __future__ import annotations
 
 import math
-import pickle
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import numpy as np
@@ -300,11 +300,11 @@ def _restore(
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         stated = state["recipe"]
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except (EOFError, LookupError, RuntimeError, TypeError, UnpicklingError) as error:
         raise ValueError(
             f"{path}: not a checkpoint of a training; remove it to start over ({error})"
         ) from None
-    other = [key for key in stated if stated[key] != recipe[key]]
+    other = [key for key in stated if stated[key] != recipe.get(key)]
     if other:
         raise ValueError(
             f"{path}: made with other {' and '.join(other)}; remove it to start over"

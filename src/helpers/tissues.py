@@ -57,7 +57,7 @@ class Biosample:
     lineage : str
         Name of the tissue whose pair it belongs to.
     replicate : int
-        0 for the biosample of the pair, 1, 2, ... for replicates.
+        0 for the biosample of the pair, 1, 2, ... for further ones of its context.
     seen_in_training : bool or None
         Whether the model was trained on it; None if unknown.
     accession, description : str
@@ -196,9 +196,13 @@ def read_tissue(path: str | Path) -> Tissue:
     own = resolved(content, _TISSUE_FILES)
     own["name"] = own.pop("tissue")
     own |= {context: biosample(own[context], context, 0) for context in CONTEXTS}
-    own["replicates"] = tuple(
-        biosample(entry, entry["context"], i + 1) for i, entry in enumerate(replicates)
-    )
+    counts = dict.fromkeys(CONTEXTS, 0)
+    further = []
+    for entry in replicates:
+        context = entry["context"]
+        counts[context] += 1
+        further.append(biosample(entry, context, counts[context]))
+    own["replicates"] = tuple(further)
     if missing:
         raise FileNotFoundError(f"{path}: files not found: " + "; ".join(missing))
     return Tissue(path=path, **own)

@@ -404,8 +404,8 @@ def read_bed(path: str | Path) -> pd.DataFrame:
     FileNotFoundError
         If the file does not exist.
     ValueError
-        If a line has fewer than three columns, a position is not an integer or
-        negative, or an end does not exceed its start.
+        If there is no line, a line has fewer than three columns, a position is not an
+        integer or negative, or an end does not exceed its start.
     """
     path = Path(path)
     if not path.is_file():
@@ -423,6 +423,8 @@ def read_bed(path: str | Path) -> pd.DataFrame:
         )
     except (ValueError, OSError) as error:
         raise ValueError(f"{path}: expected BED (chrom, start, end): {error}") from None
+    if table.empty:
+        raise ValueError(f"{path}: no interval found")
     wrong = table[(table["start"] < 0) | (table["end"] <= table["start"])]
     if len(wrong):
         chrom, start, end = wrong.iloc[0]
@@ -465,7 +467,8 @@ class _Track:
         self.widen = _WIDEN_BP if biosample.signal_kind == "cut_sites" else 0
         _check_whole(self.path)
         with _named_errors(f"{self.path}: not a readable bigWig"):
-            self._file = pybigtools.open(str(self.path))
+            # An open file, as names are judged by their ending.
+            self._file = pybigtools.open(self.path.open("rb"))
             is_bigwig, summary = self._file.is_bigwig, self._file.info()["summary"]
             self._sizes = dict(self._file.chroms())
         if not is_bigwig:

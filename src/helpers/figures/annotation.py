@@ -92,7 +92,7 @@ def group_dots(
     n_items : int
         Items shown, those of most features.
     """
-    ax = new_axes(ax, 7, 4.5)
+    ax = new_axes(ax, 9, 5)
     total = items.groupby("item")["n_features"].sum()
     names = list(total.sort_values(ascending=False, kind="stable").index[:n_items])
     groups = items.drop_duplicates("group").sort_values("group")
@@ -108,8 +108,10 @@ def group_dots(
         edgecolors="0.3",
         linewidths=0.5,
     )
-    labels = [f"{g}\nn = {n}" for g, n in zip(columns, groups["n_group"], strict=True)]
-    ax.set_xticks(range(len(columns)), labels, rotation=45, ha="right")
+    labels = [f"{g} ({n})" for g, n in zip(columns, groups["n_group"], strict=True)]
+    ax.set_xticks(
+        range(len(columns)), labels, rotation=40, ha="right", rotation_mode="anchor"
+    )
     ax.set_yticks(range(len(names)), [_label(items, x) for x in names])
     ax.set_xlim(-0.7, len(columns) - 0.3)
     ax.set_ylim(len(names) - 0.3, -0.7)

@@ -1,0 +1,243 @@
+"""What the causal tests share: token classes, the features chosen, windows, streams.
+
+Features are chosen on ``select`` windows only. Arrays of tokens hold inner tokens, the
+ones the model predicts.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from helpers.cds import context_divergence
+from helpers.interventions import MatchedSets, matched_random_sets
+from helpers.masked import DIFFERENTIAL_FOLD
+from helpers.stages import Study, extract, score_context, summaries, train_saes
+
+__all__ = [
+    "CLASSES",
+    "ContextFeatures",
+    "batches",
+    "blocks_of",
+    "context_features",
+    "held_out_features",
+    "matched_sets",
+    "read_streams",
+    "spread_windows",
+    "token_classes",
+]
+
+CLASSES = ("vivo-up", "vitro-up", "invariant", "background")
+INVARIANT_FOLD = 1.5  # of signal + 1, below which an accessible token does not change
+ALPHA = 0.05  # family-wise error rate of the selection, per block
+SIZES = (50, 40, 30, 20, 15, 10, 5)  # features edited at once, the largest that matches
+_N_TRIED = 49  # random sets by which a match is judged
+_MATCHED_P = 0.1  # Kolmogorov-Smirnov p, below which sets do not match
+_BATCH_TOKENS = 2048  # tokens of a forward pass: edits share caches, not memory
+
+
+def token_classes(study: Study, windows: np.ndarray) -> dict[str, np.ndarray]:
+    """Class the tokens of every lineage by their measured accessibility.
+
+    With s the scaled signal of a token, a token is ``vivo-up`` if it lies in a peak of
+    the in vivo biosample and (s_vivo + 1) / (s_vitro + 1) >= 3, ``vitro-up`` the other
+    way round, ``invariant`` if it lies in a peak of both and the ratio is below 1.5
+    either way, ``background`` if it lies in a peak of neither. The 1 is a floor, the
+    peak the smallest signal that counts; what is left over has no class.
+
+    Parameters
+    ----------
+    study : Study
+        The run.
+    windows : numpy.ndarray of int
+        Which windows.
+
+    Returns
+    -------
+    dict of str to numpy.ndarray, shape (n_windows, n_outputs)
+        Per lineage the class of every inner token, one of `CLASSES` or empty.
+    """
+    dataset, crop = study.dataset, study.model.config.crop
+    inner = slice(crop, dataset.n_tokens - crop)
+    found = {}
+    for lineage in study.lineages:
+        pair = study.pair(lineage)
+        low, high = (dataset.target(windows, b)[:, inner] + 1 for b in pair)
+        in_low, in_high = (dataset.in_peak(b)[windows][:, inner] for b in pair)
+        fold = np.log2(high / low)
+        differs = np.log2(DIFFERENTIAL_FOLD)
+        found[lineage] = np.select(
+            [
+                in_high & (fold >= differs),
+                in_low & (fold <= -differs),
+                in_low & in_high & (np.abs(fold) < np.log2(INVARIANT_FOLD)),
+                ~in_low & ~in_high,
+            ],
+            CLASSES,
+            default="",
+        )
+    return found
+
+
+class ContextFeatures(NamedTuple):
+    """Features of a block by their context score on ``select`` windows.
+
+    Attributes
+    ----------
+    selected : numpy.ndarray of int
+        The strongest significant features by absolute CDS, as many of up to 50 as
+        random sets of other features can match (`matched_sets`). Only firing and
+        length are looked at, no effect.
+    significant : numpy.ndarray of int
+        All with Bonferroni p <= 0.05, strongest first.
+    pools : dict of str to numpy.ndarray
+        Where random sets are drawn from: ``any other`` feature that fires, and those
+        ``not significant``. Pools smaller than twice the selection are left out.
+    density, written_norm : numpy.ndarray, shape (d_sae,)
+        Share of tokens on which a feature fires, and the length it writes.
+    """
+
+    selected: np.ndarray
+    significant: np.ndarray
+    pools: dict[str, np.ndarray]
+    density: np.ndarray
+    written_norm: np.ndarray
+
+
+def context_features(study: Study) -> dict[int, ContextFeatures]:
+    """Choose features of every block by the shared score of all lineages.
+
+    Returns
+    -------
+    dict of int to ContextFeatures
+        Blocks in which nothing is significant are left out.
+
+    Raises
+    ------
+    ValueError
+        If no block has a significant feature.
+    """
+    chosen = _choose(study, dict(list(score_context(study).groupby("layer"))))
+    if not chosen:
+        raise ValueError(
+            f"no block of {study.blocks} has both a feature with Bonferroni p <= "
+            f"{ALPHA} and others to draw random sets from: there is nothing to edit"
+        )
+    return chosen
+
+
+def held_out_features(study: Study, lineage: str) -> dict[int, ContextFeatures]:
+    """Choose features by the other lineages alone, as `context_features` does.
+
+    Returns
+    -------
+    dict of int to ContextFeatures
+        Empty if there is no other lineage or nothing is significant.
+    """
+    kept = (study.design["lineage"] != lineage).to_numpy()
+    if not kept.any():
+        return {}
+    windows = study.dataset.windows_of("select")
+    blocks = blocks_of(study, windows)
+    design = study.design[kept].reset_index(drop=True)
+    tables = {}
+    for layer, summary in summaries(study).items():
+        acts = summary.mean_acts[kept][:, windows]
+        tables[layer] = context_divergence(acts, design, blocks).reset_index()
+    return _choose(study, tables)
+
+
+def _choose(
+    study: Study, tables: dict[int, pd.DataFrame]
+) -> dict[int, ContextFeatures]:
+    """Choose the features of every block by its table of scores."""
+    saes, by_layer = train_saes(study), summaries(study)
+    windows = study.dataset.windows_of("select")
+    chosen = {}
+    for layer, table in tables.items():
+        summary = by_layer[layer]
+        density = summary.firing[:, windows].mean(axis=(0, 1), dtype=np.float64)
+        size = summary.mean_acts[:, windows].mean(axis=(0, 1), dtype=np.float64)
+        length = saes[layer].decoder_directions.norm(dim=1).cpu().numpy()
+        passed = table[table["p_bonferroni"] <= ALPHA]
+        ranked = passed.sort_values("cds", key=np.abs, ascending=False)
+        significant = ranked["feature"].to_numpy()
+        firing = np.flatnonzero(density > 0)
+        for n in SIZES:
+            selected = significant[:n]
+            pools = {
+                "any other": np.setdiff1d(firing, selected),
+                "not significant": np.setdiff1d(firing, significant),
+            }
+            if not len(selected) or 2 * len(selected) > len(pools["any other"]):
+                continue
+            pools = {k: v for k, v in pools.items() if len(v) >= 2 * len(selected)}
+            chosen[layer] = ContextFeatures(
+                selected, significant, pools, density, size * length
+            )
+            match = matched_sets(chosen[layer], "any other", _N_TRIED, study.seed)
+            if min(match.density_p, match.norm_p) >= _MATCHED_P:
+                break
+    return chosen
+
+
+def matched_sets(
+    features: ContextFeatures, pool: str, n_sets: int, seed: int
+) -> MatchedSets:
+    """Draw random sets like the selected one, without a warning if they are not.
+
+    How well they match is part of the result.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="random sets are loosely matched")
+        return matched_random_sets(
+            features.selected,
+            features.pools[pool],
+            features.density,
+            features.written_norm,
+            n_sets=n_sets,
+            random_state=seed,
+        )
+
+
+def spread_windows(study: Study, split: str, n: int) -> np.ndarray:
+    """Draw windows of a split, as evenly over its genomic blocks as possible.
+
+    Returns
+    -------
+    numpy.ndarray of int
+        At most ``n`` sorted window positions.
+    """
+    rng = np.random.default_rng(study.seed)
+    windows = rng.permutation(study.dataset.windows_of(split))
+    # First one window of every block, then a second of each, and so on.
+    turn = pd.Series(windows).groupby(blocks_of(study, windows)).cumcount()
+    order = np.argsort(turn.to_numpy(), kind="stable")
+    return np.sort(windows[order[:n]])
+
+
+def blocks_of(study: Study, windows: np.ndarray) -> np.ndarray:
+    """Return the genomic block of each window."""
+    return study.dataset.windows["block"].to_numpy()[windows]
+
+
+def batches(study: Study, n_windows: int) -> Iterator[slice]:
+    """Yield slices of windows that share a forward pass."""
+    step = max(1, _BATCH_TOKENS // study.model.config.n_tokens)
+    for first in range(0, n_windows, step):
+        yield slice(first, min(first + step, n_windows))
+
+
+def read_streams(
+    study: Study, layer: int, biosample: int, windows: np.ndarray
+) -> torch.Tensor:
+    """Return streams of sorted windows, float32 (n_windows, n_tokens, d_model)."""
+    store = extract(study)
+    name = study.design["biosample"][biosample]
+    rows = store.rows(layer, biosamples=[name], windows=windows).rows
+    return rows.unflatten(0, (len(windows), -1)).to(study.device)

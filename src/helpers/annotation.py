@@ -1,0 +1,464 @@
+"""What context features stand for: chromatin states, motifs, biological processes.
+
+A feature is looked at in one biosample: of the pair in which it differs most, the side
+where it is higher. Its regions are the `test` tokens where it fires most strongly;
+all inner tokens of `test` windows are the universe. The same tests run on features that
+were not called and on random ones, so every number has its null.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from scipy.optimize import linear_sum_assignment
+
+from helpers import motifs, ontology, states
+from helpers._annotation_levels import (
+    COLUMNS,
+    go_level,
+    motif_families,
+    state_level,
+)
+from helpers._enrichment import benjamini_hochberg
+from helpers.runs import code_digest, file_stamps
+from helpers.stages import (
+    Study,
+    called_features,
+    feature_acts,
+    score_context,
+    summaries,
+)
+from helpers.windows import TOKEN_BP
+
+__all__ = [
+    "LEVELS",
+    "SETS",
+    "Annotation",
+    "annotate",
+    "select_features",
+    "top_regions",
+    "universe",
+]
+
+LEVELS = ("state", "motif", "go")
+SETS = ("called", "other", "matched", "shifted")
+N_TOP = 200  # strongest tokens of a feature
+MIN_REGIONS = 20  # firing tokens below which nothing can be said
+PER_CLASS = 40  # called features of a class, the strongest by score
+N_LEVELS = 20  # of accessibility: few tokens are open, so coarse levels would not match
+_NULL_LEVELS = 40  # random features match more finely than the tests do
+_CHUNK = 32  # windows whose activations are held at a time
+_TEST_MODULES = (
+    "_enrichment",
+    "_motif_scan",
+    "motifs",
+    "ontology",
+    "states",
+    "windows",
+)
+
+
+class Annotation(NamedTuple):
+    """Features and what they are enriched for.
+
+    Attributes
+    ----------
+    features : pandas.DataFrame
+        From `select_features`.
+    table : pandas.DataFrame
+        One row per tested feature and item: ``level`` (``state``, ``motif``: the best
+        of its family, ``go``), ``set`` (``called``; ``other``, features not called;
+        ``matched`` and ``shifted``, random features), ``feature`` (a random one bears
+        the number of the called one it was made from),
+        ``item``, ``name``, ``family``, ``n_regions``, ``hits``, ``rate`` (expected),
+        ``rate_all`` (of states: share of all tokens), ``fold``, ``log_p`` (natural),
+        ``p_value``, ``q_value`` (Benjamini-Hochberg within level and set). Of ``go``
+        only rows with p <= 0.05 over regions are kept; ``q_value`` asks for regions
+        and genes, ``q_regions`` for regions alone.
+    skipped : dict of str to str
+        Levels that were not tested, and why.
+    """
+
+    features: pd.DataFrame
+    table: pd.DataFrame
+    skipped: dict[str, str]
+
+
+def universe(study: Study, split: str = "test") -> pd.DataFrame:
+    """Return all regions: the tokens of windows that the model predicts.
+
+    Parameters
+    ----------
+    study : Study
+        The run.
+    split : str
+        Which windows.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``chrom``, ``start``, ``end``, ``window``, ``token``, ``block``.
+    """
+    tokens = study.dataset.token_table(study.dataset.windows_of(split))
+    inner = _inner(study)
+    predicted = tokens["token"].between(inner.start, inner.stop, inclusive="left")
+    return tokens[predicted].reset_index(drop=True)
+
+
+def select_features(study: Study, layer: int | None = None) -> pd.DataFrame:
+    """Return the context features to annotate, their controls, and their regions.
+
+    Features are called on `select` chromosomes; of every class the strongest 40 that
+    fire on at least 20 `test` tokens of their biosample are kept. Every one gets a
+    partner of similar firing rate among the features that were not called.
+
+    Parameters
+    ----------
+    study : Study
+        The run.
+    layer : int, optional
+        Block; the one with most called features if not given.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``layer``, ``set`` (``called`` or ``other``), ``feature``, ``class``,
+        ``lineages``, ``lineage`` and ``context`` (where it is looked at), ``score``
+        (CDS in that lineage), ``biosample`` (position), ``density`` (share of tokens
+        that fire), ``partner`` (of an ``other``: the called feature it stands beside),
+        ``regions`` (`top_regions`), ``openness``: median accessibility of the regions,
+        as a rank among all tokens (0 to 1).
+
+    Raises
+    ------
+    ValueError
+        If the block is not part of the study, or no called feature fires often enough.
+    """
+    scores = score_context(study)
+    counts = called_features(scores)["layer"].value_counts()
+    if layer is None:
+        layer = int(counts.idxmax()) if len(counts) else study.blocks[0]
+    if layer not in study.blocks:
+        raise ValueError(f"layer must be one of {study.blocks}; got {layer}")
+
+    def build() -> pd.DataFrame:
+        density = _densities(study, layer)
+        in_layer = scores[scores["layer"] == layer]
+        called = _called(study, called_features(in_layer), density)
+        quiet = in_layer.loc[in_layer["class"] == "none", "feature"].to_numpy()
+        features = pd.concat(
+            [called, _partners(called, quiet, density)], ignore_index=True
+        )
+        features.insert(0, "layer", layer)
+        features["regions"] = top_regions(study, features)
+        rank = {
+            b: stats.rankdata(_openness(study, b), method="average")
+            for b in set(features["biosample"])
+        }
+        features["openness"] = [
+            np.median(rank[b][own]) / len(rank[b])
+            for b, own in zip(features["biosample"], features["regions"], strict=True)
+        ]
+        return features
+
+    recipe = {
+        "layer": layer,
+        "cds": study.run.key("cds.parquet"),
+        "summary": study.run.key(f"summaries/block{layer}.npz"),
+        "n_top": N_TOP,
+        "code": code_digest("annotation"),
+    }
+    return study.run.table("annotation_features.parquet", recipe, build)
+
+
+def _densities(study: Study, layer: int) -> np.ndarray:
+    """Share of `test` tokens on which features fire, (n_biosamples, n_features)."""
+    windows = study.dataset.windows_of("test")
+    return summaries(study)[layer].firing[:, windows].mean(axis=1)
+
+
+def _called(study: Study, called: pd.DataFrame, density: np.ndarray) -> pd.DataFrame:
+    """Choose a biosample for every called feature and keep the strongest by class."""
+    rows = []
+    for feature in called.to_dict("records"):
+        behind = feature["lineages"].split(",")
+        lineage = max(behind, key=lambda x: abs(feature[f"delta_{x}"]))
+        side = int(feature[f"delta_{lineage}"] > 0)
+        biosample = study.pair(lineage)[side]
+        rows.append(
+            {
+                "set": "called",
+                "feature": feature["feature"],
+                "class": feature["class"],
+                "lineages": feature["lineages"],
+                "lineage": lineage,
+                "context": ("in_vitro", "in_vivo")[side],
+                "score": feature[f"cds_{lineage}"],
+                "biosample": biosample,
+                "density": density[biosample, feature["feature"]],
+                "partner": -1,
+            }
+        )
+    n_tokens = len(study.dataset.windows_of("test")) * study.dataset.n_tokens
+    table = pd.DataFrame(rows)
+    if len(table):
+        table = table[table["density"] * n_tokens >= MIN_REGIONS]
+    if not len(table):
+        raise ValueError(
+            f"none of {len(called)} called features fires on {MIN_REGIONS} of "
+            f"{n_tokens} test tokens: there is nothing to annotate"
+        )
+    order = table["score"].abs().sort_values(ascending=False, kind="stable").index
+    table = table.loc[order].groupby("class", sort=False).head(PER_CLASS)
+    return table.sort_values(["class", "score"], kind="stable", ignore_index=True)
+
+
+def _partners(
+    called: pd.DataFrame, quiet: np.ndarray, density: np.ndarray
+) -> pd.DataFrame:
+    """Pair called features with uncalled ones of similar density in their biosample."""
+    here = density[np.ix_(called["biosample"], quiet)]  # (n_called, n_quiet)
+    own = called["density"].to_numpy()[:, None]
+    rarest = own.min() / 10  # a feature that is silent there is far from all
+    distance = np.abs(np.log(np.maximum(here, rarest)) - np.log(own))
+    row, column = linear_sum_assignment(distance)
+    near = distance[row, column] <= np.log(2)
+    row, column = row[near], column[near]
+    partners = called.iloc[row].assign(
+        set="other",
+        feature=quiet[column],
+        density=here[row, column],
+        partner=called["feature"].to_numpy()[row],
+        score=np.nan,
+    )
+    partners["class"] = "none"
+    return partners.assign(lineages="")
+
+
+def top_regions(
+    study: Study, features: pd.DataFrame, split: str = "test"
+) -> list[np.ndarray]:
+    """Return where features fire most, each in its biosample.
+
+    Of neighboring tokens only the strongest counts: they are one event, and tests take
+    regions for independent.
+
+    Parameters
+    ----------
+    study : Study
+        The run.
+    features : pandas.DataFrame
+        Columns ``layer`` (one for all), ``feature`` and ``biosample``.
+    split : str
+        Windows to look at.
+
+    Returns
+    -------
+    list of numpy.ndarray of int
+        Rows of `universe` for every feature, sorted, at most 200.
+    """
+    layer = int(features["layer"].iloc[0])
+    biosample, number = features[["biosample", "feature"]].to_numpy().T
+    windows = study.dataset.windows_of(split)
+    values = np.zeros((len(features), 0), dtype=np.float32)
+    regions = np.zeros((len(features), 0), dtype=np.int64)
+    for first in range(0, len(windows), _CHUNK):
+        acts = feature_acts(study, layer, number, windows[first : first + _CHUNK])
+        own = acts[biosample, :, :, np.arange(len(features))]  # feature, window, token
+        around = np.pad(own, ((0, 0), (0, 0), (1, 1)))
+        is_peak = (own > around[..., :-2]) & (own >= around[..., 2:])
+        peaks = np.where(is_peak, own, 0)[..., _inner(study)]
+        index = first * peaks.shape[2] + np.arange(peaks[0].size)
+        peaks = peaks.reshape(len(features), -1)
+        values = np.concatenate([values, peaks], axis=1)
+        regions = np.concatenate([regions, np.broadcast_to(index, peaks.shape)], axis=1)
+        if values.shape[1] > N_TOP:
+            keep = np.argpartition(-values, N_TOP - 1, axis=1)[:, :N_TOP]
+            values = np.take_along_axis(values, keep, axis=1)
+            regions = np.take_along_axis(regions, keep, axis=1)
+    return [np.sort(r[v > 0]) for r, v in zip(regions, values, strict=True)]
+
+
+def _openness(study: Study, biosample: int) -> np.ndarray:
+    """Measured signal of every region of the universe."""
+    windows = study.dataset.windows_of("test")
+    return study.dataset.target(windows, biosample)[:, _inner(study)].ravel()
+
+
+def _inner(study: Study) -> slice:
+    """Tokens of a window that the model predicts."""
+    crop = study.model.config.crop
+    return slice(crop, study.dataset.n_tokens - crop)
+
+
+def annotate(study: Study, layer: int | None = None) -> Annotation:
+    """Test the regions of context features, and of their controls, at three levels.
+
+    Chromatin states and motifs are compared with tokens of the same GC content and
+    accessibility in the same biosample; states are those of that biosample. Processes
+    are tested over regions and over genes against all tokens. A level whose files are
+    missing is skipped.
+
+    Parameters
+    ----------
+    study : Study
+        The run.
+    layer : int, optional
+        Block; the one with most called features if not given.
+
+    Returns
+    -------
+    Annotation
+    """
+    features = select_features(study, layer)
+    files, skipped = _files(study, features)
+
+    def build() -> pd.DataFrame:
+        data = _read(study, features, files)
+        tables = []
+        for name, (rows, membership) in _sets(study, features, data).items():
+            if len(rows):
+                tables.append(_test(rows, membership, data).assign(set=name))
+        joined = pd.concat(tables, ignore_index=True)
+        return joined[["level", "set", *COLUMNS]]
+
+    recipe = {
+        "features": study.run.key("annotation_features.parquet"),
+        "files": file_stamps(files.values()),
+        "skipped": skipped,
+        "seed": study.seed,
+        "code": code_digest("annotation", "_annotation_levels", *_TEST_MODULES),
+    }
+    table = study.run.table("annotation.parquet", recipe, build)
+    return Annotation(features, table, skipped)
+
+
+class _Data(NamedTuple):
+    """The regions and everything they are tested for."""
+
+    regions: pd.DataFrame
+    gc: np.ndarray
+    openness: dict[int, np.ndarray]  # by biosample
+    collection: list[motifs.Motif]
+    hits: np.ndarray
+    segmentations: dict[int, pd.DataFrame]  # by biosample; empty if skipped
+    genes: tuple[pd.DataFrame, dict[str, list[str]]] | None
+
+
+def _files(study: Study, features: pd.DataFrame) -> tuple[dict, dict[str, str]]:
+    """Files that levels need, by name, and reasons for levels without them."""
+    tissue, skipped = study.dataset.tissues[0], {}
+    files = {"motifs": tissue.motifs}
+    samples = [b for t in study.dataset.tissues for b in (t.in_vitro, t.in_vivo)]
+    used = {f"states {b}": samples[b] for b in sorted(set(features["biosample"]))}
+    without = [sample.name for sample in used.values() if sample.states is None]
+    if without:
+        skipped["state"] = f"no chromatin states for {', '.join(without)}"
+    else:
+        files |= {key: sample.states for key, sample in used.items()}
+    if tissue.genes is None or tissue.gene_sets is None:
+        skipped["go"] = f"{tissue.path.name} names no genes or no gene sets"
+        return files, skipped
+    regions = universe(study)
+    everywhere = np.ones((1, len(regions)), dtype=bool)
+    try:
+        go_level(regions, everywhere, *_read_genes(tissue.genes, tissue.gene_sets))
+    except ValueError as error:  # few genes near the regions, or foreign symbols
+        skipped["go"] = str(error)
+    else:
+        files |= {"genes": tissue.genes, "gene_sets": tissue.gene_sets}
+    return files, skipped
+
+
+def _read_genes(
+    genes: Path, gene_sets: Path
+) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+    return ontology.read_genes(genes), ontology.read_gmt(gene_sets)
+
+
+def _read(study: Study, features: pd.DataFrame, files: dict[str, Path]) -> _Data:
+    """Read the levels' files and scan the regions once."""
+    windows = study.dataset.windows_of("test")
+    codes = np.concatenate(
+        [study.dataset.codes(w).reshape(-1, TOKEN_BP)[_inner(study)] for w in windows]
+    )
+    collection = motifs.read_motifs(files["motifs"])
+    biosamples = sorted(set(features["biosample"]))
+    return _Data(
+        regions=universe(study),
+        gc=motifs.gc_content(codes),
+        openness={b: _openness(study, b) for b in biosamples},
+        collection=collection,
+        hits=motifs.count_hits(codes, collection),
+        segmentations={
+            b: states.read_segmentation(files[f"states {b}"])
+            for b in biosamples
+            if f"states {b}" in files
+        },
+        genes=(
+            _read_genes(files["genes"], files["gene_sets"])
+            if "genes" in files
+            else None
+        ),
+    )
+
+
+def _sets(
+    study: Study, features: pd.DataFrame, data: _Data
+) -> dict[str, tuple[pd.DataFrame, np.ndarray]]:
+    """Features and membership of every set."""
+    found = {}
+    for name in ("called", "other"):
+        rows = features[features["set"] == name].reset_index(drop=True)
+        membership = np.zeros((len(rows), len(data.regions)), dtype=bool)
+        for own, regions in zip(membership, rows["regions"], strict=True):
+            own[regions] = True
+        found[name] = rows, membership
+    rows, membership = found["called"]
+    matched, shifted = np.zeros_like(membership), np.zeros_like(membership)
+    for b, where in rows.groupby("biosample").indices.items():
+        rng = np.random.default_rng([study.seed, b])
+        openness = data.openness[b]
+        strata = motifs.matching_strata(data.gc, openness, n_levels=_NULL_LEVELS)
+        matched[where] = motifs.matched_random_features(
+            membership[where], strata, random_state=rng
+        )
+        for row in where:
+            shifted[row] = np.roll(membership[row], rng.integers(len(data.regions)))
+    return found | {"matched": (rows, matched), "shifted": (rows, shifted)}
+
+
+def _test(rows: pd.DataFrame, membership: np.ndarray, data: _Data) -> pd.DataFrame:
+    """Run the levels on one set of features."""
+    of_states, of_motifs = [], []
+    for b, where in rows.groupby("biosample").indices.items():
+        own, openness = membership[where], data.openness[b]
+        with warnings.catch_warnings():  # regions without a match: see n_regions
+            warnings.simplefilter("ignore", motifs.UnmatchedRegionWarning)
+            table = motifs.enrichment(
+                data.hits,
+                own,
+                data.collection,
+                gc=data.gc,
+                accessibility=openness,
+                n_levels=N_LEVELS,
+            )
+        of_motifs.append(table.assign(feature=where[table["feature"]]))
+        if data.segmentations:
+            strata = motifs.matching_strata(data.gc, openness, n_levels=N_LEVELS)
+            table = state_level(data.regions, own, data.segmentations[b], strata)
+            of_states.append(table.assign(feature=where[table["feature"]]))
+    levels = {"motif": motif_families(pd.concat(of_motifs))}
+    if of_states:
+        joined = pd.concat(of_states)
+        joined["q_value"] = benjamini_hochberg(joined["log_p"].to_numpy())
+        levels["state"] = joined
+    if data.genes:
+        levels["go"] = go_level(data.regions, membership, *data.genes)
+    joined = pd.concat([table.assign(level=x) for x, table in levels.items()])
+    return joined.assign(feature=rows["feature"].to_numpy()[joined["feature"]])

@@ -1,0 +1,297 @@
+"""What the annotation of features shows: shares, groups, and claims put to the test.
+
+Everything here reads an `Annotation`; nothing is tested again. Counts go with the same
+count for features that were not called and for random ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from helpers import motifs, truth
+from helpers._enrichment import hypergeometric_log_tail
+from helpers._simulated_biology import biology
+from helpers.annotation import LEVELS, SETS, Annotation, top_regions, universe
+from helpers.stages import Study
+
+__all__ = [
+    "PAPER_CLAIM",
+    "claim_table",
+    "factor_recovery",
+    "feature_groups",
+    "null_shares",
+    "planted_factors",
+    "top_items",
+]
+
+ALPHA = 0.05  # q-value below which a feature is enriched
+_MIN_FOLD, _MAX_LOG_P = 4.0, -20.0  # of the sites of a factor in a feature's regions
+
+# Motifs that the published work names for features of tissues.
+PAPER_CLAIM = {
+    "liver": ("HNF4A", "FOXA2"),
+    "blood": ("SPI1", "RUNX1"),
+    "lymph": ("EBF1", "PAX5"),
+}
+
+
+def null_shares(annotation: Annotation) -> pd.DataFrame:
+    """Return the share of features with any item at q < 0.05, by level and set.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``level`` (``go, regions only`` beside ``go``, which asks for both tests),
+        ``set``, ``n_features``, ``n_enriched``, ``share``, ``low``, ``high`` (95 %,
+        Clopper and Pearson).
+    """
+    sizes = annotation.features["set"].value_counts()
+    sizes["matched"] = sizes["shifted"] = sizes["called"]
+    tests = [(level, level, "q_value") for level in LEVELS]
+    tests.append(("go, regions only", "go", "q_regions"))
+    table = annotation.table
+    rows = []
+    for label, level, column in tests:
+        if level in annotation.skipped:
+            continue
+        found = table[(table["level"] == level) & (table[column] < ALPHA)]
+        for name in (x for x in SETS if x in sizes):
+            mine = found.loc[found["set"] == name, "feature"]
+            n, k = int(sizes[name]), mine.nunique()
+            low, high = stats.binomtest(k, n).proportion_ci()
+            rows.append((label, name, n, k, k / n, low, high))
+    columns = ["level", "set", "n_features", "n_enriched", "share", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def feature_groups(features: pd.DataFrame) -> pd.Series:
+    """Name the group of every feature: its class, or lineage and context."""
+    own = features["lineage"] + " " + features["context"].str.replace("_", " ")
+    return own.where(features["class"] == "lineage-only", features["class"])
+
+
+def top_items(
+    annotation: Annotation, level: str, *, column: str = "q_value"
+) -> pd.DataFrame:
+    """Count, for groups of called features, how many are enriched for each item.
+
+    Parameters
+    ----------
+    annotation : Annotation
+        From `annotate`.
+    level : str
+        ``state``, ``motif`` (items are families) or ``go``.
+    column : str
+        q-value that must be below 0.05: ``q_value``, or ``q_regions`` for processes
+        over regions alone.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``group``, ``item``, ``motifs`` (names of the best motifs, most frequent first),
+        ``n_features`` enriched, ``n_group``, ``share``, ``log2_fold`` (median of the
+        enriched); most frequent items first.
+    """
+    called = annotation.features[annotation.features["set"] == "called"]
+    group = pd.Series(feature_groups(called).to_numpy(), index=called["feature"])
+    table = annotation.table
+    table = table[(table["level"] == level) & (table["set"] == "called")]
+    table = table[table[column] < ALPHA]
+    table = table.assign(
+        group=group.reindex(table["feature"]).to_numpy(),
+        item=table["family" if level == "motif" else "item"],
+        log2_fold=np.log2(table["fold"]),
+    )
+    found = table.groupby(["group", "item"], as_index=False).agg(
+        motifs=("name", lambda x: ", ".join(x.value_counts().index[:3])),
+        n_features=("feature", "nunique"),
+        log2_fold=("log2_fold", "median"),
+    )
+    found["n_group"] = found["group"].map(group.value_counts())
+    found["share"] = found["n_features"] / found["n_group"]
+    order = ["group", "item", "motifs", "n_features", "n_group", "share", "log2_fold"]
+    return found[order].sort_values(
+        ["n_features", "log2_fold"], ascending=False, kind="stable", ignore_index=True
+    )
+
+
+def _ranks(annotation: Annotation, name: str = "called") -> pd.DataFrame:
+    """Rank of every motif family within a feature; ties take the worse rank."""
+    table = annotation.table
+    table = table[(table["level"] == "motif") & (table["set"] == name)]
+    rank = table.groupby("feature")["log_p"].rank(method="max").astype(int)
+    return table.assign(rank=rank)
+
+
+def planted_factors(study: Study, features: pd.DataFrame) -> pd.Series:
+    """Name the planted factor at whose sites features fire, where there is one.
+
+    Parameters
+    ----------
+    study : Study
+        A run on simulated data.
+    features : pandas.DataFrame
+        Columns ``layer``, ``feature``, ``biosample``.
+
+    Returns
+    -------
+    pandas.Series
+        Factor by feature, empty if none is clear: the regions of a feature on `tune`
+        chromosomes, found as those on `test` chromosomes were, hold sites of the
+        factor with a fold of at least 4 and a hypergeometric ln p of at most -20.
+
+    Raises
+    ------
+    ValueError
+        If the data of the study are not simulated.
+    """
+    sites = truth.factor_sites(study, study.dataset.windows_of("tune"))
+    inner = universe(study, "tune")
+    rows = inner["window"].rank(method="dense").astype(int) - 1
+    is_site = sites.to_numpy()[rows * study.dataset.n_tokens + inner["token"]]
+    total = is_site.sum(axis=0)
+    names = []
+    for regions in top_regions(study, features, "tune"):
+        hits, n = is_site[regions].sum(axis=0), max(len(regions), 1)
+        log_p = hypergeometric_log_tail(hits, len(is_site), total, len(regions))
+        fold = hits / n / np.maximum(total / len(is_site), 1e-12)
+        best = int(log_p.argmin())
+        clear = fold[best] >= _MIN_FOLD and log_p[best] <= _MAX_LOG_P
+        names.append(sites.columns[best] if clear else "")
+    return pd.Series(names, index=features["feature"].to_numpy(), name="factor")
+
+
+def factor_recovery(study: Study, annotation: Annotation) -> pd.DataFrame:
+    """Say where the motif of the planted factor ranks, for features that have one.
+
+    Parameters
+    ----------
+    study : Study
+        A run on simulated data.
+    annotation : Annotation
+        From `annotate`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per called feature with a factor (`planted_factors`, from `tune`
+        chromosomes): ``feature``, ``class``, ``context`` in which it is higher,
+        ``openness`` of its regions, ``factor``, ``role``, ``family`` of the factor's
+        motif, its ``rank`` and ``q_value`` on `test` chromosomes, ``first``, the motif
+        of rank 1; ``term`` planted for the genes near the factor's sites, its
+        ``term_rank`` over regions and its rank for the feature's shifted twin,
+        ``term_rank_shifted`` (missing if p > 0.05).
+
+    Raises
+    ------
+    ValueError
+        If the data of the study are not simulated.
+    """
+    factors = truth.read_factors(study).set_index("name")
+    collection = motifs.read_motifs(study.dataset.tissues[0].motifs)
+    family = {m.id: m.family or m.name for m in collection}
+    called = annotation.features[annotation.features["set"] == "called"]
+    own = ["class", "context", "openness"]
+    matched = called[["feature", *own]].assign(
+        factor=planted_factors(study, called).to_numpy()
+    )
+    matched = matched[matched["factor"] != ""]
+    matched["role"] = matched["factor"].map(factors["role"])
+    matched["family"] = matched["factor"].map(factors["jaspar"]).map(family)
+    ranks = _ranks(annotation)
+    first = ranks.sort_values("log_p").drop_duplicates("feature")
+    found = matched.merge(
+        ranks[["feature", "family", "rank", "q_value"]], on=["feature", "family"]
+    ).merge(first[["feature", "name"]], on="feature")
+    found = found.rename(columns={"name": "first"})
+    programme = found["factor"].map(factors["programme"])
+    planted = biology()["programmes"]
+    found["term"] = [f"{planted[x]['name']} ({planted[x]['go']})" for x in programme]
+    keys = list(zip(found["feature"], found["term"], strict=True))
+    for name, column in (
+        ("called", "term_rank"),
+        ("shifted", "term_rank_shifted"),
+    ):
+        found[column] = _term_ranks(annotation, name).reindex(keys).to_numpy()
+    columns = ["feature", *own, "factor", "role", "family", "rank", "q_value", "first"]
+    return found[[*columns, "term", "term_rank", "term_rank_shifted"]]
+
+
+def _term_ranks(annotation: Annotation, name: str) -> pd.Series:
+    """Rank of every term within a feature, over regions; ties take the worse rank."""
+    table = annotation.table
+    table = table[(table["level"] == "go") & (table["set"] == name)]
+    table = table.set_index(["feature", "item"])
+    return table.groupby(level=0)["q_regions"].rank(method="max")
+
+
+def claim_table(
+    study: Study, annotation: Annotation, claim: dict[str, tuple[str, ...]]
+) -> pd.DataFrame:
+    """Look for motifs that somebody named for features of a lineage.
+
+    Parameters
+    ----------
+    study : Study
+        The run.
+    annotation : Annotation
+        From `annotate`.
+    claim : dict of str to tuple of str
+        Motif names by lineage, such as `PAPER_CLAIM`; case does not matter. Lineages
+        that the study lacks are left out.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per lineage, motif and context in which the features are higher:
+        ``lineage``, ``motif``, ``family``, ``planted`` (role of the factor in that
+        lineage, empty if it has none or the data are real), ``context``,
+        ``n_features`` called that differ most in this lineage, ``n_enriched``
+        (q < 0.05 for the family), ``n_top3``, ``best_rank``.
+
+    Raises
+    ------
+    ValueError
+        If no motif bears a name.
+    """
+    collection = motifs.read_motifs(study.dataset.tissues[0].motifs)
+    family = {m.name.upper(): m.family or m.name for m in reversed(collection)}
+    called = annotation.features[annotation.features["set"] == "called"]
+    ranks = _ranks(annotation).merge(
+        called[["feature", "lineage", "context"]], on="feature"
+    )
+    rows = []
+    for lineage, name in ((x, y) for x, names in claim.items() for y in names):
+        if lineage not in study.lineages:
+            continue
+        if name.upper() not in family:
+            raise ValueError(f"no motif is named {name!r}, in any case")
+        for context in ("in_vivo", "in_vitro"):
+            here = (ranks["lineage"] == lineage) & (ranks["context"] == context)
+            found = ranks[here & (ranks["family"] == family[name.upper()])]
+            rows.append(
+                {
+                    "lineage": lineage,
+                    "motif": name,
+                    "family": family[name.upper()],
+                    "planted": _planted_role(study, name, lineage),
+                    "context": context,
+                    "n_features": len(found),
+                    "n_enriched": int((found["q_value"] < ALPHA).sum()),
+                    "n_top3": int((found["rank"] <= 3).sum()),
+                    "best_rank": found["rank"].min() if len(found) else np.nan,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _planted_role(study: Study, name: str, lineage: str) -> str:
+    """Role of a factor in a lineage of a simulated world; empty if it has none."""
+    if study.truth is None:
+        return ""
+    factors = truth.read_factors(study)
+    mine = factors[factors["name"].str.upper() == name.upper()]
+    acts = [not x or lineage in x.split(",") for x in mine["lineages"]]
+    return "".join(mine["role"][acts])
