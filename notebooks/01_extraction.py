@@ -76,7 +76,9 @@ study.dataset.biosamples.assign(
 windows = study.dataset.windows
 print("the data are", "SIMULATED" if study.truth is not None else f"from {data}")
 windows.groupby("split", sort=False).agg(
-    chromosomes=("chrom", "nunique"), windows=("start", "size"), blocks=("block", "nunique")
+    chromosomes=("chrom", "nunique"),
+    windows=("start", "size"),
+    blocks=("block", "nunique"),
 )
 
 # %% [markdown]
@@ -94,7 +96,9 @@ windows.groupby("split", sort=False).agg(
 
 # %% tags=["remove-stderr"]
 scores = masked.masked_scores(study)
-scores.groupby(["tokens", "method"], sort=False)[["r", "low", "high", "n"]].mean().round(3)
+scores.groupby(["tokens", "method"], sort=False)[
+    ["r", "low", "high", "n"]
+].mean().round(3)
 
 # %% [markdown]
 # Differential tokens are those whose measured signal differs at least threefold between the two contexts of a lineage.
@@ -151,7 +155,9 @@ plt.show()
 
 # %% tags=["remove-stderr"]
 store = stages.extract(study)
-print(f"{len(store.biosamples)} biosamples x {len(store.windows)} windows x {store.n_tokens} tokens")
+print(
+    f"{len(store.biosamples)} biosamples x {len(store.windows)} windows x {store.n_tokens} tokens"
+)
 print(f"width {store.d_model}, layers {store.layers}")
 
 # %% [markdown]

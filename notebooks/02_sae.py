@@ -103,7 +103,9 @@ everything.round(3)
 # %% mystnb={"figure": {"caption": "Mean L0 (left) and FVU (right) of every biosample on test chromosomes. Circles are cell lines, triangles tissues; the contexts should overlap.", "name": "fig-card"}, "image": {"alt": "Scatter plots of mean L0 and FVU per block, one point per biosample, cell lines as circles and tissues as triangles."}}
 contexts = dict(zip(study.design["biosample"], study.design["context"], strict=True))
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
-dictionaries.card_by_biosample(cards, "l0_mean", contexts, axes[0]).set_ylabel("mean L0")
+dictionaries.card_by_biosample(cards, "l0_mean", contexts, axes[0]).set_ylabel(
+    "mean L0"
+)
 dictionaries.card_by_biosample(cards, "fvu", contexts, axes[1]).set_ylabel("FVU")
 axes[0].axhline(config.k, color="0.6", lw=1, ls="--")
 figures.panel_labels(axes)
@@ -140,7 +142,9 @@ last = store.layers[-1]
 sae = saes[last]
 tokens = store.rows(last, splits=["test"], max_tokens=600, random_state=seed).rows
 tokens = tokens.to(device)
-assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(sae.d_sae).to(device), atol=1e-4)
+assert torch.allclose(
+    sae.W_dec.norm(dim=1), torch.ones(sae.d_sae).to(device), atol=1e-4
+)
 one_by_one = torch.cat([sae.encode(x[None]) for x in tokens[:20]])
 assert torch.allclose(one_by_one, sae.encode(tokens)[:20], atol=1e-4), "no neighbors"
 assert (abs(everything["l0_mean"] / config.k - 1) < 0.25).all(), "L0 near k on test"

@@ -128,7 +128,9 @@ both = stages.called_features(scores).merge(
 same_sign = np.sign(both["delta"]) == np.sign(both["delta_test"])
 shared = both["class"].str.startswith("shared")
 print(f"{len(both)} features called on select chromosomes")
-print(f"{same_sign.mean():.1%} have the same sign of the mean difference on test chromosomes")
+print(
+    f"{same_sign.mean():.1%} have the same sign of the mean difference on test chromosomes"
+)
 if shared.any():
     print(f"{same_sign[shared].mean():.1%} of the {shared.sum()} shared ones do")
 
@@ -140,7 +142,16 @@ plt.show()
 # The strongest features, with what they do in each lineage.
 
 # %%
-columns = ["layer", "feature", "class", "lineages", "cds", "d_z", "log2_fold", "delta_rate"]
+columns = [
+    "layer",
+    "feature",
+    "class",
+    "lineages",
+    "cds",
+    "d_z",
+    "log2_fold",
+    "delta_rate",
+]
 columns += [f"cds_{lineage}" for lineage in study.lineages]
 strongest = stages.called_features(scores)
 strongest = strongest.reindex(strongest["cds"].abs().sort_values(ascending=False).index)

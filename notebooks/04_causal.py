@@ -214,6 +214,7 @@ plt.show()
 
 # %% [markdown]
 # What did not work comes first: every baseline that the SAE direction does not beat.
+# To beat a method, the interval of the difference must lie above 0; to beat a random one, at most one draw in twenty may reach the SAE direction, because the mean of good and bad draws is beaten easily.
 
 # %% tags=["hide-input"]
 rivals = ["output rescale", "DiffMean", "random features", "random features, tuned"]
@@ -226,7 +227,11 @@ for _, row in pooled[pooled["method"].isin(rivals)].iterrows():
         f"(difference {row['difference']:+.1%}, "
         f"{row['difference_low']:+.1%} to {row['difference_high']:+.1%})"
     )
-    (won if row["difference_low"] > 0 else lost).append(text)
+    beaten = row["difference_low"] > 0
+    if row["n_draws"] > 1:
+        text += f"; random draws at least as good: p = {row['p_random']:.2f}"
+        beaten &= row["p_random"] <= 0.05
+    (won if beaten else lost).append(text)
 lines = ["**Not beaten by the SAE direction:**", ""]
 lines += [f"- {text}" for text in lost] or ["- none"]
 lines += ["", "**Beaten:**", ""] + ([f"- {text}" for text in won] or ["- none"])
@@ -305,7 +310,7 @@ else:
 # Each marker is a factor in a block; above the dotted line the change at its own sites is more than five times that elsewhere.
 # Markers far to the right are features that act everywhere, whatever they are named after.
 
-# %% mystnb={"figure": {"caption": "Change of the prediction at a factor's own sites against other accessible tokens when its features are zeroed. The strongest are named, with their block.", "name": "fig-factors"}, "image": {"alt": "Scatter plot on logarithmic axes of the size of change at a planted factor's sites against the size elsewhere, with lines for equal and fivefold change."}}
+# %% mystnb={"figure": {"caption": "Change of the prediction at a factor's own sites against other accessible tokens when its features are zeroed. Of those that lower it, the strongest are named, with their block.", "name": "fig-factors"}, "image": {"alt": "Scatter plot on logarithmic axes of the size of change at a planted factor's sites against the size elsewhere, with lines for equal and fivefold change."}}
 if factors is not None:
     figures_causal.specificity(factors)
     plt.show()

@@ -88,7 +88,9 @@ print(
 )
 counts = features.assign(regions=features["regions"].map(len))
 counts.groupby(["set", "class"]).agg(
-    features=("feature", "size"), regions=("regions", "median"), density=("density", "median")
+    features=("feature", "size"),
+    regions=("regions", "median"),
+    density=("density", "median"),
 ).round(3)
 
 # %% tags=["remove-stderr"]
@@ -99,7 +101,9 @@ for level, reason in annotated.skipped.items():
 of_motifs = annotated.table.query("level == 'motif' and set == 'called'")
 matched = of_motifs.drop_duplicates("feature")["n_regions"].sum()
 n_regions = called["regions"].map(len).sum()
-print(f"{n_regions - matched} of {n_regions} regions have no match and are left out for motifs")
+print(
+    f"{n_regions - matched} of {n_regions} regions have no match and are left out for motifs"
+)
 annotated.table.pivot_table("feature", "level", "set", aggfunc="nunique")
 
 # %% [markdown]
@@ -108,10 +112,10 @@ annotated.table.pivot_table("feature", "level", "set", aggfunc="nunique")
 # ## Chromatin states
 #
 # Where does a feature fire on the map of chromatin states {cite}`ernst2017chromatin` of its own biosample?
-# Features fire where chromatin is open, and open chromatin is promoters and enhancers.
-# So nearly every feature is "enriched for enhancers" against all tokens, and that says nothing about the feature.
+# Open chromatin is promoters and enhancers.
+# So a feature that fires on open tokens is "enriched for enhancers" against all tokens, and one that fires on closed tokens avoids them, whatever else either stands for.
 #
-# The question is what a feature holds *beyond* being open.
+# The question is what a feature holds *beyond* being open or closed.
 # Tokens are put into strata $g$ of GC content and accessibility.
 # If $n_g$ regions of a feature lie in stratum $g$ and a share $r_g$ of all tokens of that stratum is in state $s$, then by chance
 #
@@ -136,9 +140,13 @@ if len(of_states):
     plain = stats.binom.sf(of_states["hits"] - 1, n, of_states["rate_all"])
     q_plain = pd.Series(stats.false_discovery_control(plain), of_states["feature"])
     is_plain = (q_plain < 0.05).groupby(level=0).any()
-    is_matched = (of_states.set_index("feature")["q_value"] < 0.05).groupby(level=0).any()
+    is_matched = (
+        (of_states.set_index("feature")["q_value"] < 0.05).groupby(level=0).any()
+    )
     print(f"any state against all tokens, q < 0.05: {is_plain.mean():.0%} of features")
-    print(f"any state against matched tokens:       {is_matched.mean():.0%} of features")
+    print(
+        f"any state against matched tokens:       {is_matched.mean():.0%} of features"
+    )
 
 # %% [markdown]
 # ## Motifs
@@ -162,7 +170,9 @@ else:
 # The matrices behind the most frequent families: letters are as high as the information they carry.
 
 # %% mystnb={"figure": {"caption": "Motifs of the most frequent families, as logos.", "name": "fig-logos"}, "image": {"alt": "Sequence logos of up to six motifs, in bits per position."}}
-matrices = {m.name: m.probabilities for m in motifs.read_motifs(study.dataset.tissues[0].motifs)}
+matrices = {
+    m.name: m.probabilities for m in motifs.read_motifs(study.dataset.tissues[0].motifs)
+}
 leading = families.drop_duplicates("item")["motifs"].str.split(", ").str[0].head(6)
 if len(leading):
     figure, axes = plt.subplots(2, 3, figsize=(9, 2.8))
@@ -244,10 +254,20 @@ if study.truth is not None:
 if len(recovered):
     top3 = recovered["rank"] <= 3
     low, high = stats.binomtest(int(top3.sum()), len(top3)).proportion_ci()
-    print(f"{len(recovered)} of {len(called)} annotated features fire at sites of a planted factor")
-    print(f"its motif family ranks in the top 3 for {top3.mean():.0%} ({low:.0%} to {high:.0%})")
-    by_role = recovered.assign(top1=recovered["rank"] == 1, top3=top3).groupby(["role", "context"])
-    columns = {"features": ("rank", "size"), "top1": ("top1", "mean"), "top3": ("top3", "mean")}
+    print(
+        f"{len(recovered)} of {len(called)} annotated features fire at sites of a planted factor"
+    )
+    print(
+        f"its motif family ranks in the top 3 for {top3.mean():.0%} ({low:.0%} to {high:.0%})"
+    )
+    by_role = recovered.assign(top1=recovered["rank"] == 1, top3=top3).groupby(
+        ["role", "context"]
+    )
+    columns = {
+        "features": ("rank", "size"),
+        "top1": ("top1", "mean"),
+        "top3": ("top3", "mean"),
+    }
     display(by_role.agg(**columns, openness=("openness", "median")).round(2))
     term_top3, term_chance = (recovered[["term_rank", "term_rank_shifted"]] <= 3).mean()
     if "go" not in annotated.skipped:
@@ -274,7 +294,9 @@ claim = findings.claim_table(study, annotated, findings.PAPER_CLAIM)
 if len(claim):
     display(claim.drop(columns="family"))
 else:
-    print(f"the claim is about {list(findings.PAPER_CLAIM)}; this run has {study.lineages}")
+    print(
+        f"the claim is about {list(findings.PAPER_CLAIM)}; this run has {study.lineages}"
+    )
 
 # %% [markdown]
 # An enriched family says that features of this lineage and context fire at sites with such a motif.

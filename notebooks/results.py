@@ -67,7 +67,9 @@ print(f"EpiBERT of {n_parameters:,} parameters, {len(study.model.blocks)} blocks
 ledger = claims.claim_ledger(study)
 negative = ("no ", "not ", "does not", "closes nothing", "the SAE is not")
 failed = ledger[ledger["verdict"].str.startswith(negative)]
-lines = [f"- {row.claim}: **{row.verdict}** ({row.here})." for row in failed.itertuples()]
+lines = [
+    f"- {row.claim}: **{row.verdict}** ({row.here})." for row in failed.itertuples()
+]
 display(Markdown("\n".join(lines) or "Every claim below came out."))
 
 # %% [markdown]

@@ -304,6 +304,19 @@ def test_expected_signal_is_unbiased_with_negative_binomial_noise(small_world, t
         assert np.mean((counts - mean) ** 2 / variance) == pytest.approx(1, abs=0.15)
 
 
+def test_levels_move_stretches_of_a_track_and_add_no_signal():
+    logit, level = _simulated_tracks._noise(World(), "any", 64 * 4000)
+    stretches = level.reshape(4000, 64)
+    assert (np.ptp(stretches, axis=1) == 0).all()
+    assert stretches[:, 0].std() == pytest.approx(0.7, rel=0.05)
+    assert np.exp(stretches[:, 0]).mean() == pytest.approx(1, abs=0.06)
+    # Domains, blocks and sites.
+    assert logit.std() == pytest.approx(np.sqrt(0.6**2 + 0.1**2 + 0.3**2), rel=0.03)
+    other, _ = _simulated_tracks._noise(World(), "other", 64 * 4000)
+    domains = (x.reshape(-1, 32).mean(axis=1) for x in (logit, other))
+    assert np.corrcoef(*domains)[0, 1] == pytest.approx(0.5, abs=0.05)
+
+
 def test_cuts_of_open_tokens_gather_around_a_summit(small_world, truth):
     world, folder = small_world
     bigwig = pybigtools.open(str(folder / "liver_in_vitro.bw"))

@@ -8,7 +8,8 @@ and blocks chosen on ``tune``, results given on ``test``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import chain, product
 from typing import NamedTuple
@@ -53,7 +54,7 @@ METHODS = {
     "SAE, lineage held out": "features, direction and dose from the other lineages",
     "DiffMean, lineage held out": "direction and dose from the other lineages",
     "random features": "matched feature sets at the SAE's block and dose",
-    "random features, tuned": "the same, as long as the SAE's, at their own best dose",
+    "random features, tuned": "the same, as long as the SAE's, at their best dose",
     "random direction": "isotropic, as long as the SAE's, at its block and dose",
     "clamp": "selected features take their activations of the target run",
     "clamp, significant": "all significant features do",
@@ -69,7 +70,7 @@ DIRECTIONS = {"vitro-to-vivo": (0, 1), "vivo-to-vitro": (1, 0)}  # base, target
 TOKENS = ("all", "vivo-up", "vitro-up")
 DOSES = (-1.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # -1: backwards, a control
 N_TUNE, N_TEST, N_FIT = 24, 48, 64  # windows to tune, report and fit the rescaling on
-N_SETS, N_OTHER, N_TUNED = 50, 20, 2  # random sets, other random axes, axes to tune on
+N_SETS, N_OTHER, N_TUNED = 50, 20, 10  # random sets, other random axes, axes to tune
 N_DRAWS = 2000
 _CODE = ("_steering", "_selection", "interventions", "outcomes", "blockstats", "cds")
 
@@ -89,9 +90,10 @@ def steering_sweep(study: Study) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row per ``direction``, ``lineage``, ``method`` (SAE, SAE with all
-        significant features, DiffMean, random features), ``layer`` and ``alpha``:
-        ``gc2``, ``progress``, ``leakage``, and ``remaining`` and ``gap``, the sums that
-        make gc2 = 1 - remaining / gap and that add up over lineages.
+        significant features, DiffMean; random features at the SAE's best block),
+        ``layer`` and ``alpha``: ``gc2``, ``progress``, ``leakage``, and ``remaining``
+        and ``gap``, the sums that make gc2 = 1 - remaining / gap and that add up over
+        lineages.
 
     Raises
     ------
@@ -101,41 +103,51 @@ def steering_sweep(study: Study) -> pd.DataFrame:
 
     def build() -> pd.DataFrame:
         axes = _Axes(study)
-        windows = spread_windows(study, "tune", N_TUNE)
         rows = []
         conditions = list(product(DIRECTIONS, study.lineages, axes.chosen))
         for direction, lineage, layer in tqdm(conditions, desc="doses"):
-            edits = {}
             for method in TUNED:
-                axis = axes.of(method, layer, lineage, direction)
-                edits |= {(method, a): _add([a * axis]) for a in DOSES}
-            random = axes.random(layer, lineage, direction)[RANDOM_TUNED]
-            few = random[:N_TUNED]
-            edits |= {(RANDOM_TUNED, a): _add(a * few) for a in DOSES}
-            base, target, steered = _steer(
-                study, layer, lineage, direction, windows, edits
-            )
-            for (method, alpha), reached in steered.items():
-                outcome = np.broadcast_arrays(base[:, None], target[:, None], reached)
-                closed = gap_closed(*outcome)
-                remaining, gap = gap_terms(*outcome)
-                rows.append(
-                    {
-                        "direction": direction,
-                        "lineage": lineage,
-                        "method": method,
-                        "layer": layer,
-                        "alpha": alpha,
-                        "gc2": closed.gc2,
-                        "progress": closed.progress,
-                        "leakage": closed.leakage,
-                        "remaining": remaining.sum(),
-                        "gap": gap.sum(),
-                    }
-                )
-        return pd.DataFrame(rows)
+                axis = axes.of(method, layer, lineage, direction)[None]
+                rows += _all_doses(study, method, direction, lineage, layer, axis)
+        table = pd.DataFrame(rows)
+        rows = []
+        for direction, lineage in product(DIRECTIONS, study.lineages):
+            layer, _ = best_dose(table, "SAE", direction)
+            random = axes.random(layer, lineage, direction)[RANDOM_TUNED][:N_TUNED]
+            rows += _all_doses(study, RANDOM_TUNED, direction, lineage, layer, random)
+        return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
 
     return study.run.table("steering_sweep.parquet", _recipe(study), build)
+
+
+def _all_doses(
+    study: Study,
+    method: str,
+    direction: str,
+    lineage: str,
+    layer: int,
+    vectors: torch.Tensor,
+) -> Iterator[dict]:
+    """Score every dose of some directions (n_draws, d), averaged over them."""
+    windows = spread_windows(study, "tune", N_TUNE)
+    edits = {(method, alpha): _add(alpha * vectors) for alpha in DOSES}
+    base, target, steered = _steer(study, layer, lineage, direction, windows, edits)
+    for (_, alpha), reached in steered.items():
+        outcome = np.broadcast_arrays(base[:, None], target[:, None], reached)
+        closed = gap_closed(*outcome)
+        remaining, gap = gap_terms(*outcome)
+        yield {
+            "direction": direction,
+            "lineage": lineage,
+            "method": method,
+            "layer": layer,
+            "alpha": alpha,
+            "gc2": closed.gc2,
+            "progress": closed.progress,
+            "leakage": closed.leakage,
+            "remaining": remaining.sum(),
+            "gap": gap.sum(),
+        }
 
 
 def best_dose(
@@ -393,7 +405,7 @@ def _apply_methods(
     for method in ("random features", "random direction"):
         plan(method, layer, alpha, _add(alpha * random[method]))
     sae = axes.saes[layer]
-    every, features = np.arange(sae.d_sae), axes.chosen[layer]
+    every, features = np.arange(len(sae.decoder_directions)), axes.chosen[layer]
     rest = np.setdiff1d(every, features.significant)
     plan("clamp", layer, np.nan, _clamp(sae, features.selected))
     plan("clamp, significant", layer, np.nan, _clamp(sae, features.significant))
@@ -514,7 +526,7 @@ def _score(
     here = np.ones(classes.shape) if tokens == "all" else classes == tokens
     if not here.any():
         return pd.DataFrame()
-    rows, terms, of_draws = [], [], {}
+    rows, terms, moments, of_draws = [], [], [], {}
     for method, result in results.items():
         outcome = np.broadcast_arrays(*result[:3], here[:, :, None])
         base, target, steered, _ = outcome
@@ -522,7 +534,7 @@ def _score(
         terms.append(gap_terms(*outcome))
         by_draw = gap_terms(*(x.swapaxes(0, 2) for x in outcome))
         of_draws[method] = 1 - by_draw[0] / by_draw[1]
-        low, high = _correlation_interval(*outcome, blocks, seed)
+        moments.append(_moments(*outcome))
         rows.append(
             {
                 "method": method,
@@ -531,8 +543,6 @@ def _score(
                 "n_draws": base.shape[2],
                 "n_windows": len(base),
                 **closed._asdict(),
-                "gc_corr_low": low,
-                "gc_corr_high": high,
                 "collateral": _collateral(steered - base, classes),
             }
         )
@@ -545,46 +555,66 @@ def _score(
     boot = block_bootstrap(
         remaining, blocks, denominators=gap, n_draws=N_DRAWS, random_state=seed
     )
+    table["gc_corr_low"], table["gc_corr_high"] = _correlation_intervals(
+        np.stack(moments), blocks, seed
+    )
     return _intervals(table, 1 - boot.draws)
 
 
 def _intervals(table: pd.DataFrame, drawn: np.ndarray) -> pd.DataFrame:
     """Add intervals and comparisons with the SAE from draws (n_methods, N_DRAWS)."""
-    level = [0.025, 0.975]
     sae = int(np.flatnonzero(table["method"] == "SAE")[0])
-    table["low"], table["high"] = np.quantile(drawn, level, axis=1)
+    table["low"], table["high"] = _percentiles(drawn)
     table["difference"] = table["gc2"][sae] - table["gc2"]
-    low, high = np.quantile(drawn[sae] - drawn, level, axis=1)
+    low, high = _percentiles(drawn[sae] - drawn)
     table["difference_low"], table["difference_high"] = low, high
     table[["ratio", "ratio_low", "ratio_high"]] = np.nan
     for row in np.flatnonzero(table["low"] > 0):
         table.loc[row, "ratio"] = table["gc2"][sae] / table["gc2"][row]
-        bounds = np.quantile(drawn[sae] / drawn[row], level)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bounds = _percentiles(drawn[sae] / drawn[row])
         table.loc[row, ["ratio_low", "ratio_high"]] = bounds
     return table
 
 
-def _correlation_interval(
-    base: np.ndarray,
-    target: np.ndarray,
-    steered: np.ndarray,
-    weights: np.ndarray,
-    blocks: np.ndarray,
-    seed: int,
+def _moments(
+    base: np.ndarray, target: np.ndarray, steered: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """Return the 95 % interval of gc_corr, from the block-bootstrapped moments."""
-    axes = tuple(range(1, base.ndim))
-    one, b, t, s = (np.asarray(x, float) for x in (base**0, base, target, steered))
-    products = [one, b, t, s, b * b, t * t, s * s, b * t, s * t]
-    moments = np.stack([(weights * x).sum(axis=axes) for x in products])
-    drawn = block_bootstrap(
-        moments, blocks, denominators=moments[0], n_draws=N_DRAWS, random_state=seed
-    ).draws
-    _, b, t, s, bb, tt, ss, bt, st = drawn
+    """Return per window the sums behind the correlations, shape (9, n_windows)."""
+    b, t, s = (np.asarray(x, dtype=np.float64) for x in (base, target, steered))
+    products = [np.ones_like(b), b, t, s, b * b, t * t, s * s, b * t, s * t]
+    axes = tuple(range(1, b.ndim))
+    return np.stack([(weights * x).sum(axis=axes) for x in products])
+
+
+def _correlation_intervals(
+    moments: np.ndarray, blocks: np.ndarray, seed: int
+) -> np.ndarray:
+    """Return the 95 % interval of gc_corr of every method, shape (2, n_methods)."""
+    boot = block_bootstrap(
+        moments,
+        blocks,
+        denominators=moments[:, :1],
+        n_draws=N_DRAWS,
+        random_state=seed,
+    )
+    _, b, t, s, bb, tt, ss, bt, st = boot.draws.swapaxes(0, 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         before = (bt - b * t) / np.sqrt((bb - b * b) * (tt - t * t))
         after = (st - s * t) / np.sqrt((ss - s * s) * (tt - t * t))
-        return np.nanquantile((after - before) / (1 - before), [0.025, 0.975])
+        gained = (after - before) / (1 - before)
+    return _percentiles(gained)
+
+
+def _percentiles(draws: np.ndarray) -> np.ndarray:
+    """Return the 2.5 and 97.5 percentiles of the defined draws, along the last axis.
+
+    A draw of blocks without a token of the class, or without variance, defines nothing.
+    """
+    defined = np.where(np.isfinite(draws), draws, np.nan)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All-NaN slice")
+        return np.nanquantile(defined, [0.025, 0.975], axis=-1)
 
 
 def _collateral(moved: np.ndarray, classes: np.ndarray) -> float:

@@ -308,12 +308,13 @@ def _compare(
         "difference": drawn.estimate[1],
         "difference_low": drawn.low[1],
         "difference_high": drawn.high[1],
-        "norm_ratio": norm[0].mean() / norm[1:].mean(),
+        "norm_ratio": norm[0].mean() / norm[1:].mean() if norm[1:].any() else np.nan,
         "n_windows": int(here.sum()),
     }
+    length = norm[1:].sum(axis=1)
     null = {
         "effect": random.mean(axis=1),
-        "per_norm": random.sum(axis=1) / norm[1:].sum(axis=1),
+        "per_norm": random.sum(axis=1) / np.where(length > 0, length, np.nan),
     }
     return summary, pd.DataFrame(null)
 

@@ -58,24 +58,32 @@ def _layer_row(study: Study) -> tuple:
 
 def _ablation_rows(study: Study) -> list[tuple]:
     table = ablation(study)
-    last = table[
-        (table["layer"] == max(study.blocks))
-        & (table["value"] == "resample")
+    shown = table[
+        (table["value"] == "resample")
         & (table["outcome"] == "vivo-up")
         & (table["direction"] == "vivo-to-vitro")
+        & (table["control"] == "any other")
     ]
     rows = []
-    for row in last.itertuples():
-        beats = row.p <= 0.05 and abs(row.effect) > abs(row.random)
+    for layer, group in shown.groupby("layer"):
+        larger = (group["p"] <= 0.05) & (group["effect"].abs() > group["random"].abs())
+        effects = ", ".join(
+            f"{r.lineage} {r.effect:+.2f} (random {r.random:+.2f}, d_z {r.d_z:+.1f}, "
+            f"p = {r.p:.3f})"
+            for r in group.itertuples()
+        )
+        intervals = "; ".join(
+            _interval(r.low, r.high, "+.2f") for r in group.itertuples()
+        )
+        verdict = f"larger than random in {larger.sum()} of {len(group)} lineages"
         rows.append(
             (
-                f"ablation of context features, {row.lineage}",
+                f"ablation in block {layer}, log1p signal of tissue-only tokens",
                 "large effect",
-                f"{row.effect:+.3f} log1p signal (random {row.random:+.3f}, "
-                f"d_z {row.d_z:+.2f}, p = {row.p:.3f})",
-                _interval(row.low, row.high, "+.3f"),
+                effects,
+                intervals,
                 "unknown: outcome, value and control of the published effect",
-                "larger than random" if beats else "not larger than random",
+                verdict if larger.any() else "not larger than random in any lineage",
             )
         )
     return rows
@@ -84,7 +92,9 @@ def _ablation_rows(study: Study) -> list[tuple]:
 def _steering_rows(study: Study) -> list[tuple]:
     table = steering(study)
     pooled = table[
-        (table["lineage"] == "pooled") & (table["direction"] == "vitro-to-vivo")
+        (table["lineage"] == "pooled")
+        & (table["direction"] == "vitro-to-vivo")
+        & (table["tokens"] == "all")
     ].set_index("method")
     sae = pooled.loc["SAE"]
     rows = [
@@ -97,11 +107,12 @@ def _steering_rows(study: Study) -> list[tuple]:
             "closes part of the gap" if sae["low"] > 0 else "closes nothing",
         )
     ]
-    for method in ("random features", "random features, equal length"):
+    for method in ("random features, tuned", "random features"):
         row = pooled.loc[method]
-        ratio = "no ratio: random closes nothing"
+        ratio = f"no ratio, since random closes {100 * row['gc2']:.1f} %"
         if pd.notna(row["ratio"]):
-            ratio = f"{row['ratio']:.1f}-fold"
+            spread = _interval(row["ratio_low"], row["ratio_high"], ".1f")
+            ratio = f"{row['ratio']:.1f}-fold ({spread})"
         rows.append(
             (
                 f"steering against {method}",
@@ -133,7 +144,9 @@ def _steering_rows(study: Study) -> list[tuple]:
 
 
 def _motif_rows(study: Study) -> list[tuple]:
-    found = claim_table(study, annotate(study), PAPER_CLAIM)
+    annotation = annotate(study)
+    found = claim_table(study, annotation, PAPER_CLAIM)
+    block = annotation.features["layer"].iloc[0]
     rows = []
     for (lineage, motif), group in found.groupby(["lineage", "motif"], sort=False):
         vivo = group[group["context"] == "in_vivo"].iloc[0]
@@ -141,7 +154,7 @@ def _motif_rows(study: Study) -> list[tuple]:
         share = f"{vivo['n_enriched']} of {vivo['n_features']} features higher in vivo"
         rows.append(
             (
-                f"{motif} in {lineage} tissue features",
+                f"{motif} in {lineage} tissue features, block {block}",
                 "enriched",
                 share,
                 "",

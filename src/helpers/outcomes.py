@@ -201,7 +201,7 @@ class EffectSize(NamedTuple):
         (1 + hits) / (n_sets + 1).
     per_norm, p_per_norm : float
         Effect per length of changed stream, and its p: is it causal or merely big? NaN
-        without norms.
+        without norms, or if the selected set changes nothing.
     """
 
     effect: float
@@ -258,9 +258,11 @@ def effect_size(
     difference = selected - random.mean(axis=0)
     hedges = 1 - 3 / (4 * (len(selected) - 1) - 1)
     per_norm = p_per_norm = np.nan
-    if selected_norm is not None and random_norm is not None:
-        null_per_norm = random.sum(axis=1) / np.asarray(random_norm).sum(axis=1)
-        per_norm = float(selected.sum() / np.asarray(selected_norm).sum())
+    if selected_norm is not None and random_norm is not None and np.any(selected_norm):
+        length = np.asarray(random_norm, float).sum(axis=1)
+        # A set that changes nothing has no effect per length either.
+        null_per_norm = random.sum(axis=1) / np.where(length > 0, length, 1.0)
+        per_norm = float(selected.sum() / np.sum(selected_norm))
         p_per_norm = p_value(per_norm, null_per_norm)
     with np.errstate(divide="ignore", invalid="ignore"):
         d_z = hedges * np.divide(difference.mean(), difference.std(ddof=1))

@@ -239,7 +239,8 @@ def specificity(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     line = np.array([smallest, top])
     ax.plot(line, line, color="0.6", lw=1, ls="--", label="1-fold")
     ax.plot(line, 5 * line, color="0.6", lw=1, ls=":", label="5-fold")
-    for i in y.sort_values(ascending=False).index[:8]:
+    lowered = y[table["at_sites"] < 0].sort_values(ascending=False)
+    for i in lowered.index[:6]:
         ax.annotate(
             f"{table['factor'][i]} ({table['layer'][i]})",
             (x[i], y[i]),
