@@ -146,6 +146,10 @@ def _steering_rows(study: Study) -> list[tuple]:
 def _motif_rows(study: Study) -> list[tuple]:
     annotation = annotate(study)
     found = claim_table(study, annotation, PAPER_CLAIM)
+    if found.empty:
+        named = "motifs of blood, liver and lymph tissue features"
+        here = f"these pairs are {', '.join(study.lineages)}"
+        return [(named, "enriched", here, "", "no: other tissues", "no comparison")]
     block = annotation.features["layer"].iloc[0]
     rows = []
     for (lineage, motif), group in found.groupby(["lineage", "motif"], sort=False):
