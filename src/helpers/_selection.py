@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from helpers.activations import WindowSummary
 from helpers.cds import context_divergence
 from helpers.interventions import MatchedSets, matched_random_sets
 from helpers.masked import DIFFERENTIAL_FOLD
@@ -122,7 +123,8 @@ def context_features(study: Study) -> dict[int, ContextFeatures]:
     ValueError
         If no block has a significant feature.
     """
-    chosen = _choose(study, dict(list(score_context(study).groupby("layer"))))
+    tables = dict(list(score_context(study).groupby("layer")))
+    chosen = _choose(study, tables, summaries(study))
     if not chosen:
         raise ValueError(
             f"no block of {study.blocks} has both a feature with Bonferroni p <= "
@@ -145,18 +147,18 @@ def held_out_features(study: Study, lineage: str) -> dict[int, ContextFeatures]:
     windows = study.dataset.windows_of("select")
     blocks = blocks_of(study, windows)
     design = study.design[kept].reset_index(drop=True)
-    tables = {}
-    for layer, summary in summaries(study).items():
+    by_layer, tables = summaries(study), {}
+    for layer, summary in by_layer.items():
         acts = summary.mean_acts[kept][:, windows]
         tables[layer] = context_divergence(acts, design, blocks).reset_index()
-    return _choose(study, tables)
+    return _choose(study, tables, by_layer)
 
 
 def _choose(
-    study: Study, tables: dict[int, pd.DataFrame]
+    study: Study, tables: dict[int, pd.DataFrame], by_layer: dict[int, WindowSummary]
 ) -> dict[int, ContextFeatures]:
     """Choose the features of every block by its table of scores."""
-    saes, by_layer = train_saes(study), summaries(study)
+    saes = train_saes(study)
     windows = study.dataset.windows_of("select")
     chosen = {}
     for layer, table in tables.items():

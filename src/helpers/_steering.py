@@ -248,6 +248,19 @@ def _recipe(study: Study) -> dict:
     }
 
 
+class _Means(NamedTuple):
+    """Means of every biosample over ``select`` windows.
+
+    Attributes
+    ----------
+    feature_acts : torch.Tensor, shape (n_biosamples, d_sae)
+    stream : torch.Tensor, shape (n_biosamples, d)
+    """
+
+    feature_acts: torch.Tensor
+    stream: torch.Tensor
+
+
 class _Axes:
     """Directions from one context to the other, made on ``select`` windows.
 
@@ -266,7 +279,7 @@ class _Axes:
         self.chosen = context_features(study)
         self._summaries = summaries(study)
         self._windows = study.dataset.windows_of("select")
-        self._streams: dict[int, torch.Tensor] = {}
+        self._known: dict[int, _Means] = {}
 
     @cached_property
     def held_out(self) -> dict[str, dict[int, ContextFeatures]]:
@@ -294,22 +307,19 @@ class _Axes:
         direction: str,
         features: ContextFeatures,
     ) -> torch.Tensor:
+        pair = _pair(self.study, lineage, direction)
         if method == "DiffMean":
-            base, target = self._mean_streams(layer)[
-                _pair(self.study, lineage, direction)
-            ]
+            base, target = self._means(layer).stream[pair]
             return target - base
         every = method == "SAE, all significant"
         chosen = features.significant if every else features.selected
-        return self.of_features(layer, lineage, direction, chosen)
+        return self._of_features(layer, pair, chosen)
 
-    def of_features(
-        self, layer: int, lineage: str, direction: str, features: np.ndarray
+    def _of_features(
+        self, layer: int, pair: list[int], features: np.ndarray
     ) -> torch.Tensor:
         """Return the mean difference of some features, written to the stream."""
-        pair = _pair(self.study, lineage, direction)
-        acts = self._summaries[layer].mean_acts[pair][:, self._windows].mean(axis=1)
-        base, target = torch.from_numpy(acts).to(self.study.device)
+        base, target = self._means(layer).feature_acts[pair]
         return steering_direction(base, target, self.saes[layer], features)
 
     def random(
@@ -318,8 +328,8 @@ class _Axes:
         """Return the directions of the random methods, (n_draws, d) each."""
         seed = self.study.seed
         sets = matched_sets(self.chosen[layer], "any other", N_SETS, seed).sets
-        vectors = [self.of_features(layer, lineage, direction, s) for s in sets]
-        of_sets = torch.stack(vectors)
+        pair = _pair(self.study, lineage, direction)
+        of_sets = torch.stack([self._of_features(layer, pair, s) for s in sets])
         shape = (N_OTHER, of_sets.shape[1])
         normal = np.random.default_rng(seed).normal(size=shape)
         isotropic = torch.from_numpy(normal).to(of_sets)
@@ -330,19 +340,20 @@ class _Axes:
             "random direction": F.normalize(isotropic, dim=1) * length,
         }
 
-    def _mean_streams(self, layer: int) -> torch.Tensor:
-        """Return the mean stream of every biosample, (n_biosamples, d)."""
-        if layer not in self._streams:
-            means = []
-            for b in range(len(self.study.design)):
+    def _means(self, layer: int) -> _Means:
+        if layer not in self._known:
+            study, windows = self.study, self._windows
+            acts = self._summaries[layer].mean_acts[:, windows].mean(axis=1)
+            streams = []
+            for b in range(len(study.design)):
                 total = sum(
-                    read_streams(self.study, layer, b, self._windows[part]).sum((0, 1))
-                    for part in batches(self.study, len(self._windows))
+                    read_streams(study, layer, b, windows[part]).sum(dim=(0, 1))
+                    for part in batches(study, len(windows))
                 )
-                n_tokens = len(self._windows) * self.study.dataset.n_tokens
-                means.append(total / n_tokens)
-            self._streams[layer] = torch.stack(means)
-        return self._streams[layer]
+                streams.append(total / (len(windows) * study.dataset.n_tokens))
+            means = torch.from_numpy(acts).to(study.device), torch.stack(streams)
+            self._known[layer] = _Means(*means)
+        return self._known[layer]
 
 
 class _Result(NamedTuple):

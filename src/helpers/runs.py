@@ -15,6 +15,7 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def _source(module: str) -> bytes:
     return Path(spec.origin).read_bytes()
 
 
+@cache  # stages ask for the same digest again and again
 def _private_imports(source: bytes) -> list[str]:
     """Return the private modules of this package that a module imports."""
     found = []
