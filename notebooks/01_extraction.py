@@ -60,6 +60,7 @@ study = stages.open_study(
 )
 print(f"run {run} | data {data} | seed {seed} | device {device}")
 print(f"blocks {study.blocks} | model {study.model_hash}")
+print(study.description)
 
 # %% [markdown]
 # ## What goes in
@@ -68,13 +69,10 @@ print(f"blocks {study.blocks} | model {study.model_hash}")
 # The table lists the biosamples: each lineage is a pair, a cell line *in vitro* and a tissue *in vivo*.
 
 # %%
-study.dataset.biosamples.assign(
-    notes=[t.notes for t in study.dataset.tissues for _ in range(2)]
-)
+study.dataset.biosamples
 
 # %%
 windows = study.dataset.windows
-print("the data are", "SIMULATED" if study.truth is not None else f"from {data}")
 windows.groupby("split", sort=False).agg(
     chromosomes=("chrom", "nunique"),
     windows=("start", "size"),

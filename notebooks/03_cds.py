@@ -59,6 +59,7 @@ study = stages.open_study(
 )
 print(f"run {run} | data {data} | seed {seed} | device {device}")
 print(f"blocks {study.blocks} | model {study.model_hash}")
+print(study.description)
 
 # %% [markdown]
 # ## The score

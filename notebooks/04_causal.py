@@ -60,6 +60,7 @@ study = stages.open_study(
 )
 print(f"run {run} | data {data} | seed {seed} | device {device}")
 print(f"blocks {study.blocks} | model {study.model_hash}")
+print(study.description)
 
 # %% [markdown]
 # ## What is edited, and where it is looked at

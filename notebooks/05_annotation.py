@@ -61,6 +61,7 @@ study = stages.open_study(
 )
 print(f"run {run} | data {data} | seed {seed} | device {device}")
 print(f"blocks {study.blocks} | model {study.model_hash}")
+print(study.description)
 
 # %% [markdown]
 # ## Which features, and where they fire

@@ -52,8 +52,8 @@ study = stages.open_study(
     device=device,
     model=model,
 )
-kind = "SIMULATED data, planted world" if study.truth is not None else f"data in {data}"
-print(f"{kind}; {len(study.lineages)} pairs: {', '.join(study.lineages)}")
+print(study.description)
+print(f"data {data} | {len(study.lineages)} pairs: {', '.join(study.lineages)}")
 n_parameters = sum(p.numel() for p in study.model.parameters())
 print(f"EpiBERT of {n_parameters:,} parameters, {len(study.model.blocks)} blocks")
 

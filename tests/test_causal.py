@@ -17,6 +17,8 @@ from helpers import _selection, _steering, causal, stages
 from helpers.activations import WindowSummary
 from helpers.runs import Run
 from helpers.sae import SAEConfig
+from helpers.tissues import read_tissues
+from helpers.windows import WindowDataset
 from toy import ToySAE
 
 N_FEATURES = 24
@@ -118,7 +120,7 @@ def plant_shift(study, folder, monkeypatch):
     signal = log_signal(study)
     streams[..., DRIVER] = 0
     wobble = np.random.default_rng(1).normal(0, 0.01, streams.shape[1])
-    for lineage, shift in zip(study.lineages, SHIFTS, strict=True):
+    for lineage, shift in zip(study.lineages, SHIFTS, strict=False):
         pair = list(study.pair(lineage))
         streams[pair, ..., LEVEL] = signal[pair].mean(axis=0)
         streams[pair[1], ..., DRIVER] = shift * (1 + wobble[:, None])
@@ -374,6 +376,25 @@ def test_steering_holds_a_lineage_out(steered):
             expected = 1 - (other / own - 1) ** 2
             found = table.loc[(method, lineage), "gc2"]
             np.testing.assert_allclose(found, expected, atol=0.03)
+
+
+def test_steering_of_one_lineage_has_nothing_to_hold_out(
+    small_study, small_world, tmp_path, monkeypatch
+):
+    pairs = read_tissues(small_world.folder / "tissues", ["liver"])
+    dataset = WindowDataset(pairs, window_bp=small_world.world.window_bp)
+    alone = replace(small_study, dataset=dataset, blocks=[0])
+    study = plant_shift(alone, tmp_path, monkeypatch)
+    monkeypatch.setattr(_steering, "N_SETS", 6)
+    monkeypatch.setattr(_steering, "N_OTHER", 3)
+    assert causal.held_out_features(study, "liver") == {}
+    table = causal.steering(study)
+    assert set(causal.METHODS) - set(table["method"]) == set(_steering.HELD_OUT)
+    own, pooled = (
+        table[table["lineage"] == x].drop(columns="lineage").reset_index(drop=True)
+        for x in ("liver", "pooled")
+    )
+    pd.testing.assert_frame_equal(own, pooled)
 
 
 def test_steering_starts_from_the_context_it_names(small_study):

@@ -103,6 +103,16 @@ class Study:
         """Names of the pairs, in order."""
         return list(dict.fromkeys(self.design["lineage"]))
 
+    @property
+    def description(self) -> str:
+        """What the data are and what their tissue files warn of, for every page."""
+        if self.truth is not None:
+            return "SIMULATED data: a planted world, no real cells"
+        notes = [
+            f"{t.name}: {t.notes.strip()}" for t in self.dataset.tissues if t.notes
+        ]
+        return "\n".join(notes) or "the tissue files carry no notes"
+
     def pair(self, lineage: str) -> tuple[int, int]:
         """Return the positions of the in vitro and in vivo biosample of a lineage."""
         rows = self.design[self.design["lineage"] == lineage]

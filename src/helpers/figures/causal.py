@@ -240,7 +240,7 @@ def specificity(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.plot(line, line, color="0.6", lw=1, ls="--", label="1-fold")
     ax.plot(line, 5 * line, color="0.6", lw=1, ls=":", label="5-fold")
     lowered = y[table["at_sites"] < 0].sort_values(ascending=False)
-    for k, i in enumerate(lowered.index[:6]):
+    for k, i in enumerate(lowered.index[:4]):
         ax.annotate(
             f"{table['factor'][i]} ({table['layer'][i]})",
             (x[i], y[i]),
