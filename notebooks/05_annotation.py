@@ -251,7 +251,7 @@ display(Markdown("\n".join(lines)))
 # %% tags=["remove-stderr"]
 recovered = pd.DataFrame()
 if study.truth is not None:
-    recovered = findings.factor_recovery(study, annotated)
+    recovered = findings.motif_recovery(study, annotated)
 if len(recovered):
     top3 = recovered["rank"] <= 3
     low, high = stats.binomtest(int(top3.sum()), len(top3)).proportion_ci()

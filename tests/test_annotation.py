@@ -318,7 +318,7 @@ def test_annotate_skips_levels_without_files(planted, tmp_path):
 def test_factor_recovery_ranks_the_planted_family_first(planted):
     study, _ = planted
     annotated = annotation.annotate(study)
-    recovered = findings.factor_recovery(study, annotated).set_index("feature")
+    recovered = findings.motif_recovery(study, annotated).set_index("feature")
     assert set(recovered.index) == {RUNX1, TP53}
     assert list(recovered.loc[[RUNX1, TP53], "factor"]) == ["RUNX1", "TP53"]
     assert (recovered["rank"] == 1).all()
@@ -341,7 +341,7 @@ def test_factor_recovery_ranks_the_planted_process(planted):
         }
     )
     with_terms = annotated._replace(table=pd.concat([annotated.table, rows]))
-    found = findings.factor_recovery(study, with_terms).set_index("feature")
+    found = findings.motif_recovery(study, with_terms).set_index("feature")
     assert found.loc[RUNX1, "term_rank"] == 2
     assert np.isnan(found.loc[TP53, "term_rank"])
     assert found["term_rank_shifted"].isna().all()

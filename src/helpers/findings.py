@@ -19,7 +19,7 @@ from helpers.stages import Study
 __all__ = [
     "PAPER_CLAIM",
     "claim_table",
-    "factor_recovery",
+    "motif_recovery",
     "feature_groups",
     "null_shares",
     "planted_factors",
@@ -163,7 +163,7 @@ def planted_factors(study: Study, features: pd.DataFrame) -> pd.Series:
     return pd.Series(names, index=features["feature"].to_numpy(), name="factor")
 
 
-def factor_recovery(study: Study, annotation: Annotation) -> pd.DataFrame:
+def motif_recovery(study: Study, annotation: Annotation) -> pd.DataFrame:
     """Say where the motif of the planted factor ranks, for features that have one.
 
     Parameters
