@@ -52,6 +52,18 @@ def test_open_study_names_what_is_wrong(
         stages.open_study(tmp_path / "run", **(given | options))
 
 
+def test_open_study_warns_of_a_model_that_predicts_nothing(
+    small_world, small_model_folder, tmp_path
+):
+    options = {
+        "data": str(small_world.folder / "tissues"),
+        "model": str(small_model_folder),
+    }
+    for _ in range(2):  # the second time from the run folder
+        with pytest.warns(UserWarning, match="projection seed 19"):
+            stages.open_study(tmp_path / "run", **options)
+
+
 def test_pair_gives_vitro_then_vivo(small_study):
     for lineage in small_study.lineages:
         rows = small_study.design.iloc[list(small_study.pair(lineage))]

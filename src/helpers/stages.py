@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import warnings
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from helpers import simulate
 from helpers.activations import ActivationStore, WindowSummary, summarize
 from helpers.cds import bootstrap_ratio, context_divergence, paired_blocks
 from helpers.epibert import EpiBERT
-from helpers.pretrain import PretrainConfig, load_arrays, pretrain
+from helpers.pretrain import PretrainConfig, load_arrays, predict_masked, pretrain
 from helpers.runs import Run, code_digest, file_stamps
 from helpers.sae import BatchTopKSAE, SAEConfig, evaluate, train
 from helpers.small_model import SMALL_WINDOW_BP, load_small_model, small_config
@@ -49,6 +50,8 @@ SAE_CONFIG = SAEConfig(d_sae=512, k=16, n_epochs=10)
 N_FLIPS = 2000
 ALPHA = 0.05  # family-wise, per block
 _OWN_TRAINING = PretrainConfig(n_steps=1200, warmup_steps=100)  # minutes on a CPU
+_BLIND_R = 0.1  # masked-token correlation of a model that does not fit its inputs
+_GLANCE_WINDOWS = 2
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,10 @@ def open_study(
     outside = [b for b in chosen if b not in range(last + 1)]
     if outside:
         raise ValueError(f"blocks {outside} do not exist; the model has 0 to {last}")
-    return Study(run, dataset, loaded.to(device), chosen, seed, device, truth)
+    study = Study(run, dataset, loaded.to(device), chosen, seed, device, truth)
+    if model:
+        _warn_if_blind(study)
+    return study
 
 
 def _check_device(device: str) -> None:
@@ -231,6 +237,47 @@ def _own_model(run: Run, dataset: WindowDataset, seed: int, device: str) -> EpiB
         "code": code_digest("epibert", "pretrain", "windows"),
     }
     return EpiBERT.from_pretrained(run.artefact("model", recipe, build, resumable=True))
+
+
+def _warn_if_blind(study: Study) -> None:
+    """Warn if the model cannot predict hidden tokens of a few windows.
+
+    Shapes tell nothing about the projection seed, which no checkpoint stores, the scale
+    of the tracks or the order of the motifs; this is what notices before long work.
+    """
+    dataset = study.dataset
+    select = dataset.windows_of("select")
+    windows = select[:: max(1, len(select) // _GLANCE_WINDOWS)][:_GLANCE_WINDOWS]
+
+    def build() -> pd.DataFrame:
+        data = load_arrays(dataset, windows, np.arange(len(dataset.biosamples)))
+        found = predict_masked(
+            study.model, data, device=study.device, random_state=study.seed
+        )
+        hidden = (
+            np.log1p(found.predicted[found.mask]),
+            np.log1p(found.target[found.mask]),
+        )
+        constant = any(np.ptp(values) == 0 for values in hidden)
+        r = 0.0 if constant else np.corrcoef(*hidden)[0, 1]
+        return pd.DataFrame({"r": [r], "n_tokens": [found.mask.sum()]})
+
+    recipe = {
+        "model": study.model_hash,
+        "data": _data_recipe(dataset),
+        "seed": study.seed,
+        "code": code_digest("pretrain", "epibert", "windows"),
+    }
+    glance = study.run.table("glance.parquet", recipe, build).iloc[0]
+    if not glance["r"] > _BLIND_R:
+        seed = study.model.config.projection_seed
+        warnings.warn(
+            f"the model hardly predicts hidden tokens of this data: r = "
+            f"{glance['r']:.2f} over {glance['n_tokens']:.0f} tokens. Is its "
+            f"projection seed {seed}? Are tracks scaled as in its training, and motif "
+            "activities in its order?",
+            stacklevel=3,
+        )
 
 
 def _data_recipe(dataset: WindowDataset) -> dict:

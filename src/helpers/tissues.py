@@ -24,6 +24,7 @@ __all__ = [
     "check_together",
     "read_tissue",
     "read_tissues",
+    "tissue_files",
 ]
 
 CONTEXTS = ("in_vitro", "in_vivo")
@@ -208,6 +209,42 @@ def read_tissue(path: str | Path) -> Tissue:
     return Tissue(path=path, **own)
 
 
+def tissue_files(
+    folder: str | Path, names: Sequence[str] | None = None
+) -> list[Path]:
+    """Return the tissue files of a folder.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Folder of tissue files, ``*.yml`` or ``*.yaml``.
+    names : sequence of str, optional
+        File stems; all files in alphabetical order if empty.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder has no tissue file or lacks one of ``names``.
+    ValueError
+        If two files have one stem.
+    """
+    folder = Path(folder)
+    found = sorted([*folder.glob("*.yml"), *folder.glob("*.yaml")])
+    if not found:
+        raise FileNotFoundError(f"no tissue files (*.yml, *.yaml) in {folder}")
+    by_stem: dict[str, Path] = {}
+    for path in found:
+        if path.stem in by_stem:
+            raise ValueError(f"{path} and {by_stem[path.stem]} are the same tissue")
+        by_stem[path.stem] = path
+    unknown = sorted(set(names or []) - by_stem.keys())
+    if unknown:
+        raise FileNotFoundError(
+            f"no tissue files for {unknown} in {folder}; it has {sorted(by_stem)}"
+        )
+    return [by_stem[name] for name in (names or by_stem)]
+
+
 def read_tissues(
     folder: str | Path, names: Sequence[str] | None = None
 ) -> list[Tissue]:
@@ -233,21 +270,7 @@ def read_tissues(
         If a file is not valid, two files have one stem, or the tissues do not fit
         together (`check_together`).
     """
-    folder = Path(folder)
-    found = sorted([*folder.glob("*.yml"), *folder.glob("*.yaml")])
-    if not found:
-        raise FileNotFoundError(f"no tissue files (*.yml, *.yaml) in {folder}")
-    by_stem: dict[str, Path] = {}
-    for path in found:
-        if path.stem in by_stem:
-            raise ValueError(f"{path} and {by_stem[path.stem]} are the same tissue")
-        by_stem[path.stem] = path
-    unknown = sorted(set(names or []) - by_stem.keys())
-    if unknown:
-        raise FileNotFoundError(
-            f"no tissue files for {unknown} in {folder}; it has {sorted(by_stem)}"
-        )
-    tissues = [read_tissue(by_stem[name]) for name in (names or by_stem)]
+    tissues = [read_tissue(path) for path in tissue_files(folder, names)]
     check_together(tissues)
     return tissues
 
