@@ -39,8 +39,8 @@ _EXCLUDED_FLAGS = (  # in the order in which a read is asked
 )
 _LOW_QUALITY = f"pairs with a mapping quality below {MIN_MAPPING_QUALITY}"
 _TOO_SHORT = f"fragments shorter than {_MIN_FRAGMENT_BP} bp"
-_PAIRS_PER_CHUNK = 500_000
-_LINES_PER_CHUNK = 500_000
+_PAIRS_PER_CHUNK = 100_000
+_LINES_PER_CHUNK = 200_000
 _THREADS = 2  # a third finds nothing to do beside the loop over reads
 _READS_TO_JUDGE = 10_000
 _LINES_TO_JUDGE = 10_000
