@@ -1,4 +1,4 @@
-"""Motif files, exact scanning, enrichment and activity against slow references."""
+"""Motif files, exact scanning and enrichment against slow references."""
 
 import gzip
 import itertools
@@ -7,7 +7,6 @@ from dataclasses import replace
 from importlib import resources
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats
 
@@ -488,72 +487,3 @@ def test_matched_random_features_keep_every_stratum():
         np.testing.assert_array_equal(
             random[:, inside].sum(axis=1), membership[:, inside].sum(axis=1)
         )
-
-
-# Motif activity
-
-
-def test_sea_table_reproduces_values_of_sea():
-    # Counts and results of three motifs in a real SEA 5.5.6 run on K562 ATAC peaks,
-    # 45,000 sequences against 50,454 after SEA's hold-out.
-    true, false = [1118, 10774, 17671], [124, 8019, 15562]
-    peaks = np.arange(45_000)[:, None] < np.array(true)
-    background = np.arange(50_454)[:, None] < np.array(false)
-    named = [random_motif(10, i, f"AC{i}") for i in range(3)]
-    table = motifs.sea_table(peaks, background, named)
-    assert list(table["ID"]) == ["AC0", "AC1", "AC2"]
-    np.testing.assert_allclose(
-        table["LOG_PVALUE"], [-525.67, -491.24, -375.89], atol=0.006
-    )
-    np.testing.assert_allclose(table["ENR_RATIO"], [10.0, 1.51, 1.27], rtol=0.005)
-    np.testing.assert_allclose(table["TP%"], [2.48, 23.94, 39.27], atol=0.006)
-    np.testing.assert_allclose(table["LOG_EVALUE"], table["LOG_PVALUE"] + np.log(3))
-
-
-def test_sea_table_and_sea_output_are_read_alike(tmp_path):
-    rng = np.random.default_rng(20)
-    named = [random_motif(8, i, f"AC{i:04d}") for i in range(12)]
-    peaks, background = rng.random((300, 12)) < 0.3, rng.random((400, 12)) < 0.2
-    background[:, 7] = False  # the ratio stays finite
-    table = motifs.sea_table(peaks, background, named)
-    ratio = table.set_index("ID")["ENR_RATIO"]["AC0007"]
-    assert ratio == pytest.approx((peaks[:, 7].sum() + 1) / 301 * 401)
-    assert table["LOG_PVALUE"].is_monotonic_increasing
-    table.to_csv(tmp_path / "sea.tsv", sep="\t", index=False)
-    with (tmp_path / "sea.tsv").open("a") as file:
-        file.write("\n# SEA (Simple Enrichment Analysis): Version 5\n# sea --p a.fa\n")
-    values = motifs.read_sea(tmp_path / "sea.tsv")
-    assert list(values.index) == [motif.id for motif in named]
-    column = 4
-    counts = [(x[:, column].sum(), (~x[:, column]).sum()) for x in (peaks, background)]
-    p = stats.fisher_exact(counts, alternative="greater").pvalue
-    assert values["AC0004"] == pytest.approx(-np.log(p * 12))
-    activity = motifs.motif_activity(values)
-    pd.testing.assert_series_equal(activity, motifs.motif_activity(table))
-    assert (activity.min(), activity.max()) == (0, 1)
-    assert activity.rank().equals(values.rank())
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("ID\tPVALUE\nA\t1\n", "expected rows with columns ID and LOG_EVALUE"),
-        ("ID\tLOG_EVALUE\n", "0 rows"),
-        ("ID\tLOG_EVALUE\nA\tx\n", "not a number for motif 'A'"),
-        ("ID\tLOG_EVALUE\nA\t1\nA\t2\n", "'A' occurs twice"),
-    ],
-)
-def test_read_sea_names_file_and_motif(tmp_path, text, message):
-    path = tmp_path / "broken.tsv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message) as error:
-        motifs.read_sea(path)
-    assert "broken.tsv" in str(error.value)
-
-
-def test_motif_activity_is_min_max_in_byte_order_and_needs_variation():
-    values = pd.Series([1.0, 3.0, 2.0], index=["B", "C", "A"])
-    activity = motifs.motif_activity(values)
-    assert list(activity.items()) == [("A", 0.5), ("B", 0.0), ("C", 1.0)]
-    with pytest.raises(ValueError, match="vary between motifs"):
-        motifs.motif_activity(pd.Series([1.0, 1.0], index=["A", "B"]))

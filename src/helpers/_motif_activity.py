@@ -26,13 +26,15 @@ def sea_table(
     motifs: Sequence[Motif],
     *,
     p_value: float = 1e-4,
+    thresholds: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Test motifs in a sample's peaks against background peaks, as MEME's SEA does.
 
     The test, the ratio and the E-value are SEA's: one-sided Fisher's exact test on the
-    numbers of sequences with a hit. The score threshold is not: SEA chooses it on
-    sequences it holds out, here it is that of a p-value per word. Q-values are
-    Benjamini-Hochberg, without SEA's estimate of the share of nulls.
+    numbers of sequences with a hit. What a hit is was decided before: SEA chooses score
+    thresholds on sequences it holds out (`peak_motif_activity` does so too); that of a
+    p-value per word needs no held-out sequences. Q-values are Benjamini-Hochberg,
+    without SEA's estimate of the share of nulls, which multiplies all of them.
 
     Parameters
     ----------
@@ -44,6 +46,8 @@ def sea_table(
         The motifs of the columns.
     p_value : float, default=1e-4
         The p-value the hits were counted at, to report the threshold.
+    thresholds : numpy.ndarray, shape (n_motifs,), or None
+        The thresholds to report where the hits were counted at others.
 
     Returns
     -------
@@ -61,6 +65,8 @@ def sea_table(
             raise ValueError(
                 f"{label} must have shape (n >= 1, {len(motifs)}); got {hits.shape}"
             )
+    if thresholds is None:
+        thresholds = [score_threshold(motif, p_value) for motif in motifs]
     n_peaks, n_background = len(peak_hits), len(background_hits)
     true = (peak_hits > 0).sum(axis=0)
     false = (background_hits > 0).sum(axis=0)
@@ -79,7 +85,7 @@ def sea_table(
             "FP": false,
             "FP%": 100 * false / n_background,
             "ENR_RATIO": ratio,
-            "SCORE_THR": [score_threshold(motif, p_value) for motif in motifs],
+            "SCORE_THR": thresholds,
             "PVALUE": np.exp(log_p),
             "LOG_PVALUE": log_p,
             "EVALUE": np.exp(log_e),

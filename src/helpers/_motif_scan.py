@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 
 import lightmotif
 import numpy as np
@@ -33,6 +34,7 @@ class UnreachableMotifWarning(UserWarning):
     """Some motifs are too short or too flat to reach the requested p-value."""
 
 
+@lru_cache(maxsize=4096)  # a collection: its thresholds serve every sample
 def score_threshold(motif: Motif, p_value: float = 1e-4) -> float:
     """Return the lowest score whose exact p-value does not exceed ``p_value``.
 

@@ -32,9 +32,11 @@ from helpers._motif_scan import (
     kmer_frequencies,
     score_threshold,
 )
+from helpers._peak_motifs import PeakMotifActivity, peak_motif_activity, run_sea
 
 __all__ = [
     "Motif",
+    "PeakMotifActivity",
     "UnmatchedRegionWarning",
     "UnreachableMotifWarning",
     "best_per_family",
@@ -46,8 +48,10 @@ __all__ = [
     "matched_random_features",
     "matching_strata",
     "motif_activity",
+    "peak_motif_activity",
     "read_motifs",
     "read_sea",
+    "run_sea",
     "score_threshold",
     "sea_table",
     "write_meme",
