@@ -1,9 +1,11 @@
-"""Measure how fast aligned reads become a track, and in how much memory.
+"""Measure how fast raw data become inputs of the model, and in how much memory.
 
 Simulates read pairs with random bases and qualities (or takes files of your own) and
 prints, for a BAM and for a fragment file: the floor, which is to go through the file
 and do nothing; reading the cut sites; and the whole way to the bigWig. Every
-measurement runs in a process of its own, so that its peak memory is its own.
+measurement runs in a process of its own, so that its peak memory is its own. Then it
+computes the motif activity of random peaks, with MEME's `sea` too if it is on PATH, and
+prints how far the two agree.
 """
 
 from __future__ import annotations
@@ -11,17 +13,27 @@ from __future__ import annotations
 import argparse
 import gzip
 import multiprocessing
+import os
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pysam
 
 from helpers._cut_sources import Tally, open_source
 from helpers.cut_sites import write_cut_sites
+from helpers.motifs import (
+    jaspar_vertebrates,
+    peak_motif_activity,
+    run_sea,
+    write_meme,
+)
+from helpers.windows import Genome
 
 READ_BP = 76
 CHROMOSOMES = {"chr1": 60_000_000, "chr2": 40_000_000}
@@ -121,10 +133,64 @@ def _measured(work: Callable[[Path], int], path: Path) -> tuple[int, float, floa
     return n, seconds, (peak - before) / 1024
 
 
+def motif_activity(folder: Path, n_peaks: int) -> None:
+    """Print times of motif enrichment in random peaks that hold one motif each."""
+    rng = np.random.default_rng(0)
+    collection = jaspar_vertebrates()[::4]
+    codes = rng.integers(0, 4, 300 * 2 * n_peaks, dtype=np.uint8)
+    for i in range(n_peaks):
+        motif = collection[int(rng.integers(20))]
+        site = [rng.choice(4, p=row) for row in motif.probabilities]
+        codes[300 * i + 150 : 300 * i + 150 + motif.width] = site
+    genome = folder / "genome.fa"
+    text = np.frombuffer(b"ACGT", dtype=np.uint8)[codes].tobytes().decode()
+    genome.write_text(f">chr1\n{text}\n")
+    pysam.faidx(str(genome))
+    starts = 300 * np.arange(2 * n_peaks)
+    for name, some in (("peaks", starts[:n_peaks]), ("background", starts)):
+        lines = [f"chr1\t{start}\t{start + 300}\n" for start in some]
+        (folder / f"{name}.bed").write_text("".join(lines))
+    write_meme(folder / "motifs.meme", collection)
+    given = (
+        folder / "peaks.bed",
+        folder / "background.bed",
+        Genome(genome),
+        folder / "motifs.meme",
+    )
+    work = 128 * 3 * n_peaks * len(collection) / 1e6
+    found = {}
+    if shutil.which("sea"):
+        start = time.perf_counter()
+        run_sea(*given, folder / "sea.tsv")
+        found["sea"] = time.perf_counter() - start
+    os.environ["PATH"] = ""
+    start = time.perf_counter()
+    peak_motif_activity(*given, folder / "own.tsv")
+    found["this package"] = time.perf_counter() - start
+    for what, seconds in found.items():
+        print(
+            f"motif activity with {what}: {n_peaks} peaks, {2 * n_peaks} background, "
+            f"{len(collection)} motifs: {seconds:.1f} s, {work / seconds:.0f} million "
+            "bases x motifs / s"
+        )
+    if "sea" in found:
+        sea, own = (
+            pd.read_csv(folder / f"{name}.tsv", sep="\t", comment="#", index_col="ID")
+            for name in ("sea", "own")
+        )
+        own = own.loc[sea.index]
+        same = (own["TP"] == sea["TP"]) & (own["FP"] == sea["FP"])
+        print(
+            f"motifs with the counts of sea: {same.mean():.1%}; correlation of -ln E: "
+            f"{own['LOG_EVALUE'].corr(sea['LOG_EVALUE']):.6f}"
+        )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, nargs="+", default=[500_000, 2_000_000])
+    parser.add_argument("--peaks", type=int, default=3000)
     parser.add_argument("--bam", type=Path, help="a BAM of your own, with index")
     arguments = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")
@@ -152,6 +218,7 @@ def main() -> None:
                     f"{seconds:.2f} | {n / seconds / 1e6:.2f} | {peak:.0f} |",
                     flush=True,
                 )
+        motif_activity(Path(scratch), arguments.peaks)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import pandas as pd
 
 from helpers._motif_activity import motif_activity, read_sea, sea_table
 from helpers._motif_files import Motif, read_motifs
-from helpers._sea_rule import best_scores, choose_thresholds, markov_background
+from helpers._sea_rule import MIN_SEQUENCES, sea_hits
 
 if TYPE_CHECKING:
     from helpers.windows import Genome  # windows imports helpers.motifs
@@ -30,8 +30,6 @@ __all__ = ["PeakMotifActivity", "peak_motif_activity", "run_sea"]
 N_PEAKS = 50_000  # the strongest; of the authors, as is all that follows
 WIDTH_BP = 128  # around the summit
 _REPORT_ALL = "50000.0"  # E-value below which SEA reports a motif
-_HELD_OUT = 0.1  # share of sequences on which SEA chooses thresholds
-_MIN_HELD_OUT = 5
 _LETTERS = np.frombuffer(b"ACGTN", dtype=np.uint8)
 _NARROW_PEAK_COLUMNS = 10
 
@@ -65,14 +63,11 @@ def peak_motif_activity(
     genome: Genome,
     motifs_path: str | Path,
     output: str | Path,
-    *,
-    random_state: int | np.random.Generator = 0,
 ) -> PeakMotifActivity:
     """Compute the motif activity of a sample from its peaks.
 
     MEME's `sea` is used where it is installed. Elsewhere this package computes the
     table by the same rule, and says so: in the log, in the result and in the file.
-    Biosamples that are to be compared should be made in one way.
 
     Parameters
     ----------
@@ -88,8 +83,6 @@ def peak_motif_activity(
         Motifs in MEME format.
     output : str or Path
         Table to write, tab-separated, in SEA's columns.
-    random_state : int or numpy.random.Generator, default=0
-        Draws the held-out tenth where `sea` is not installed.
 
     Returns
     -------
@@ -111,25 +104,29 @@ def peak_motif_activity(
     -----
     The rule, of `sea` as of its replacement: the score of a sequence is that of its
     best site on either strand, in bits against a Markov model of order 2 of the
-    background. A tenth of both sets, drawn at random, decides the score threshold at
-    which Fisher's exact test tells them apart best; the others are counted and tested.
-    The replacement draws another tenth than `sea` would, so its values differ from
-    those of `sea` as these do between two seeds.
+    background. A tenth of both sets decides the score threshold at which Fisher's exact
+    test tells them apart best; the others are counted and tested. The replacement holds
+    out the same tenth, and differs where rounding puts a sequence on the other side of
+    a threshold; ``benchmarks/raw_inputs.py`` measures how often.
     """
     if shutil.which("sea"):
         path = run_sea(peaks, background, genome, motifs_path, output)
         note = f"made by MEME's SEA: {_provenance(path)}"
         return PeakMotifActivity(motif_activity(read_sea(path)), path, True, note)
     inputs = _read_inputs(peaks, background, genome, motifs_path, output)
-    table = _enrichment(inputs, random_state)
-    note = (
-        "MEME's sea is not on PATH; this table approximates its result: same rule, "
-        "another random tenth held out to choose the score thresholds"
+    *hits, thresholds = sea_hits(
+        inputs.peak_codes, inputs.background_codes, inputs.motifs
     )
-    _log.warning("%s: %s", inputs.output, note)
+    table = sea_table(*hits, inputs.motifs, thresholds=thresholds)
+    note = (
+        "MEME's sea is not on PATH: this table approximates its result, by the same "
+        "rule but with other rounding"
+    )
+    activity = motif_activity(table)
     content = table.to_csv(sep="\t", index=False)
     _write(inputs.output, f"{content}\n# {note}\n")
-    return PeakMotifActivity(motif_activity(table), inputs.output, False, note)
+    _log.warning("%s: %s", inputs.output, note)
+    return PeakMotifActivity(activity, inputs.output, False, note)
 
 
 def run_sea(
@@ -229,10 +226,9 @@ def _read_inputs(
     strongest = _inside(peaks, _strongest(Path(peaks), _read_bed(peaks)), genome)
     control = _inside(background, _read_bed(background).iloc[:, :3], genome)
     control.columns = ["chrom", "start", "end"]
-    fewest = round(_MIN_HELD_OUT / _HELD_OUT)
-    if len(strongest) < fewest:
+    if len(strongest) < MIN_SEQUENCES:
         raise ValueError(
-            f"{peaks}: expected {fewest} peaks or more; found {len(strongest)}"
+            f"{peaks}: expected {MIN_SEQUENCES} peaks or more; found {len(strongest)}"
         )
     if len(control) < len(strongest):
         raise ValueError(
@@ -356,30 +352,3 @@ def _provenance(path: Path) -> str:
     """Return the comments at the end of a SEA table."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return " ".join(line.strip("# ") for line in lines if line.startswith("# "))
-
-
-# Without sea
-
-
-def _enrichment(
-    inputs: _Inputs, random_state: int | np.random.Generator
-) -> pd.DataFrame:
-    """Compute a SEA table by SEA's rule."""
-    rng = np.random.default_rng(random_state)
-    unknown = np.full(1, 4, dtype=np.uint8)
-    joined = np.concatenate([x for c in inputs.background_codes for x in (c, unknown)])
-    model = markov_background(joined[None])  # of whole regions, which are then trimmed
-    centers = np.stack(
-        [c[(len(c) - WIDTH_BP) // 2 :][:WIDTH_BP] for c in inputs.background_codes]
-    )
-    composition = markov_background(inputs.peak_codes)[0]
-    kept, held = [], []
-    for codes in (inputs.peak_codes, centers):
-        scores = best_scores(codes, inputs.motifs, model, composition)
-        order = rng.permutation(len(scores))
-        n_held = int(_HELD_OUT * len(scores))
-        held.append(scores[order[:n_held]])
-        kept.append(scores[order[n_held:]])
-    thresholds = choose_thresholds(*held)
-    hits = [(scores > 0) & (scores >= thresholds) for scores in kept]
-    return sea_table(*hits, inputs.motifs, thresholds=thresholds)

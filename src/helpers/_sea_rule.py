@@ -1,8 +1,9 @@
 """The rule of MEME's SEA: the best site of every sequence, and a threshold held out.
 
 Sequences are uint8 codes ``(n_sequences, length)``: 0 to 3 for A, C, G, T and 4 for N.
-After Bailey & Grant 2021 (bioRxiv 2021.08.23.457422) and the documentation of the MEME
-Suite. `helpers.motifs` is the public face of this module.
+After Bailey & Grant 2021 (bioRxiv 2021.08.23.457422) and the behavior of SEA 5.5, whose
+tables are reproduced but for single sequences whose score is within rounding of the
+threshold. `helpers.motifs` is the public face of this module.
 """
 
 from __future__ import annotations
@@ -16,14 +17,105 @@ import numpy as np
 from helpers._enrichment import hypergeometric_log_tail
 from helpers._motif_files import Motif
 
-__all__ = ["best_scores", "choose_thresholds", "markov_background"]
+__all__ = [
+    "MIN_SEQUENCES",
+    "best_scores",
+    "choose_thresholds",
+    "markov_background",
+    "sea_hits",
+    "split_sets",
+]
 
 _ORDER = 2  # of the Markov model of the background
 _MODEL_PSEUDOCOUNT = 1.0  # spread over all words of a length
+_MODEL_DIGITS = 4  # SEA passes its model through a text file
 _MOTIF_PSEUDOCOUNT, _MOTIF_SITES = 0.1, 20  # sites: what MEME files of consensus say
 _ROWS = 4096  # sequences scanned at a time: their scores stay in the cache
 _LETTERS = np.frombuffer(b"ACGTN", dtype=np.uint8)
-_DECIMALS = 4  # below float32's rounding, so that equal words tie
+_DECIMALS = 5  # just above the rounding of float32, so that equal words tie
+_HELD_OUT = 0.1  # share of the sequences that choose the thresholds
+_MIN_HELD_OUT = 5
+_SEED = 0  # SEA's default
+_COMPLEMENT = np.array([3, 2, 1, 0, 4], dtype=np.uint8)
+MIN_SEQUENCES = round(_MIN_HELD_OUT / _HELD_OUT)  # fewer leave none to hold out
+
+
+def sea_hits(
+    peaks: np.ndarray, background: Sequence[np.ndarray], motifs: Sequence[Motif]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Decide by SEA's rule which sequences hold which motif.
+
+    Parameters
+    ----------
+    peaks : numpy.ndarray of uint8, shape (n_peaks, length)
+        Primary sequences, at least `MIN_SEQUENCES`.
+    background : sequence of numpy.ndarray of uint8
+        Control sequences, at least as many and as long; their middle is scanned.
+    motifs : sequence of Motif
+        Motifs to scan.
+
+    Returns
+    -------
+    peak_hits : numpy.ndarray of bool, shape (n_peaks - n_held_out, n_motifs)
+        Hits in the peaks that were not held out.
+    background_hits : numpy.ndarray of bool, shape (n_background - ..., n_motifs)
+        Hits in the background.
+    thresholds : numpy.ndarray, shape (n_motifs,)
+        Scores in bits that make a hit, chosen on the sequences held out.
+    """
+    length = peaks.shape[1]
+    gap = np.full(1, 4, dtype=np.uint8)
+    whole = np.concatenate([part for codes in background for part in (codes, gap)])
+    model = markov_background(whole[None])
+    middle = np.stack([c[(len(c) - length) // 2 :][:length] for c in background])
+    frequency = _word_counts(peaks, 1)
+    composition = np.log2(frequency / frequency.sum())
+    splits = split_sets([peaks, background])
+    kept, held = [], []
+    for codes, (counted, chosen) in zip((peaks, middle), splits, strict=True):
+        scores = best_scores(codes, motifs, model, composition)
+        kept.append(scores[counted])
+        held.append(scores[chosen])
+    thresholds = choose_thresholds(*held)
+    peak_hits, background_hits = (
+        (scores > 0) & (scores >= thresholds) for scores in kept
+    )
+    return peak_hits, background_hits, thresholds
+
+
+def split_sets(
+    sets: Sequence[Sequence[np.ndarray]],
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Hold out a tenth of each set, the same sequences as SEA.
+
+    SEA sorts the sequences, each on the strand that sorts first, so that neither order
+    nor strand of the input matters, and shuffles them with the Mersenne Twister.
+
+    Parameters
+    ----------
+    sets : sequence of sequences of numpy.ndarray of uint8
+        Primary and control sequences.
+
+    Returns
+    -------
+    list of tuple of numpy.ndarray
+        For each set the indices to count and those held out.
+    """
+    # The legacy seeding is that of the Mersenne Twister's authors, which SEA uses.
+    random = np.random.RandomState(_SEED)
+    splits = []
+    for sequences in sets:
+        n = len(sequences)
+        keys = [min(c.tobytes(), _COMPLEMENT[c[::-1]].tobytes()) for c in sequences]
+        order = sorted(range(n), key=keys.__getitem__)
+        words = random.randint(0, 2**32, (n - 1, 2), dtype=np.uint32)
+        uniform = words @ np.array([2.0**-32, 2.0**-64])
+        swaps = (uniform * np.arange(n, 1, -1)).astype(int).tolist()
+        for i, j in zip(range(n - 1, 0, -1), swaps, strict=True):
+            order[i], order[j] = order[j], order[i]
+        n_counted = n - int(_HELD_OUT * n)
+        splits.append((np.array(order[:n_counted]), np.array(order[n_counted:])))
+    return splits
 
 
 def markov_background(codes: np.ndarray) -> list[np.ndarray]:
@@ -41,17 +133,24 @@ def markov_background(codes: np.ndarray) -> list[np.ndarray]:
     """
     model = []
     for k in range(1, _ORDER + 2):
-        word = np.zeros((len(codes), codes.shape[1] - k + 1), dtype=np.int64)
-        known = np.ones(word.shape, dtype=bool)
-        for i in range(k):
-            base = codes[:, i : i + word.shape[1]]
-            known &= base < 4
-            word = word * 4 + base
-        counts = np.bincount(word[known], minlength=4**k).reshape((4,) * k)
-        backward = counts[(slice(None, None, -1),) * k].transpose()  # other strand
-        counts = counts + backward + _MODEL_PSEUDOCOUNT / 4**k
-        model.append(np.log2(counts / counts.sum(axis=-1, keepdims=True)))
+        counts = _word_counts(codes, k) + _MODEL_PSEUDOCOUNT / 4**k
+        frequency = counts / counts.sum()
+        digits = _MODEL_DIGITS - 1 - np.floor(np.log10(frequency)).astype(int)
+        rounded = np.rint(frequency * 10.0**digits) / 10.0**digits
+        model.append(np.log2(rounded / rounded.sum(axis=-1, keepdims=True)))
     return model
+
+
+def _word_counts(codes: np.ndarray, k: int) -> np.ndarray:
+    """Count the words of k bases on both strands, shape (4,) * k."""
+    word = np.zeros((len(codes), codes.shape[1] - k + 1), dtype=np.uint8)
+    known = np.ones(word.shape, dtype=bool)
+    for i in range(k):
+        base = codes[:, i : i + word.shape[1]]
+        known &= base < 4
+        word = word * 4 + base
+    counts = np.bincount(word[known], minlength=4**k).reshape((4,) * k)
+    return counts + counts[(slice(None, None, -1),) * k].transpose()  # other strand
 
 
 def best_scores(
@@ -128,9 +227,8 @@ def _log_background(codes: np.ndarray, model: Sequence[np.ndarray]) -> list[np.n
     Element i sums over the first i bases of the joined rows, so that the difference of
     two elements is the background of the word between them.
     """
-    complement = np.array([3, 2, 1, 0, 4])
     forward = _log2_probability(codes, model)
-    reverse = _log2_probability(complement[codes[:, ::-1]], model)[:, ::-1]
+    reverse = _log2_probability(_COMPLEMENT[codes[:, ::-1]], model)[:, ::-1]
     return [np.append(0.0, np.cumsum(log2)) for log2 in (forward, reverse)]
 
 
