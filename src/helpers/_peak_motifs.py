@@ -31,7 +31,7 @@ N_PEAKS = 50_000  # the strongest; of the authors, as is all that follows
 WIDTH_BP = 128  # around the summit
 _REPORT_ALL = "50000.0"  # E-value below which SEA reports a motif
 _LETTERS = np.frombuffer(b"ACGTN", dtype=np.uint8)
-_NARROW_PEAK_COLUMNS = 10
+_PEAK_COLUMNS = (9, 10)  # broadPeak, and narrowPeak with the summit
 
 _log = logging.getLogger(__name__)
 
@@ -282,14 +282,14 @@ def _strongest(path: Path, table: pd.DataFrame) -> pd.DataFrame:
             f"{path}: {len(table)} peaks and no strength to choose {N_PEAKS} by; "
             "expected narrowPeak, or BED with the strength in column 5"
         )
-    # ENCODE's scores end at 1000; the signal in column 7 orders those.
-    ranks = [c for c in (4, 6) if c < columns and (c == 4 or columns >= 9)]
-    keys = [-_numbers(path, table, column) for column in ranks]
-    if keys:
-        table = table.iloc[np.lexsort(keys[::-1])[:N_PEAKS]]
+    if columns >= 5:
+        score = _numbers(path, table, 4)
+        # ENCODE's scores end at 1000; the signal orders those.
+        signal = _numbers(path, table, 6) if columns in _PEAK_COLUMNS else score
+        table = table.iloc[np.lexsort([-signal, -score])[:N_PEAKS]]
     center = (table[1] + table[2]) // 2
-    if columns >= _NARROW_PEAK_COLUMNS:
-        offset = _numbers(path, table, _NARROW_PEAK_COLUMNS - 1).astype(np.int64)
+    if columns == max(_PEAK_COLUMNS):
+        offset = _numbers(path, table, 9).astype(np.int64)
         if ((offset < -1) | (table[1] + offset >= table[2])).any():
             raise ValueError(
                 f"{path}: column 10 must be the summit's distance from the start, or "
