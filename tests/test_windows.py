@@ -166,8 +166,10 @@ def test_genome_names_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"not found: .*genome\.fa$"):
         Genome(path)
     path.write_text(">chr1\nACGT\n")
-    with pytest.raises(FileNotFoundError, match=r"not found: .*genome\.fa\.fai"):
+    message = r"not found: .*genome\.fa\.fai; make it by `samtools faidx .*genome\.fa`"
+    with pytest.raises(FileNotFoundError, match=message):
         Genome(path)
+    assert not Path(f"{path}.fai").exists()  # nothing is written beside the file
     genome = Genome(write_fasta(path, {"chr1": "ACGT", "chr2:4-8": "ACGT"}))
     with pytest.raises(ValueError, match=r"genome\.fa: chromosome 'chrX' is absent; f"):
         genome.codes("chrX", 0, 4)
@@ -179,6 +181,49 @@ def test_genome_names_what_is_wrong(tmp_path):
         Genome(path)
 
 
+def test_genome_tells_gzip_from_bgzip(small_world, tmp_path):
+    plain = small_world.folder / "genome.fa"
+    path = tmp_path / "genome.fa.gz"
+    path.write_bytes(gzip.compress(plain.read_bytes()))
+    shutil.copy(f"{plain}.fai", f"{path}.fai")
+    with pytest.raises(
+        ValueError, match=r"genome\.fa\.gz: compressed by gzip.*`bgzip`"
+    ):
+        Genome(path)
+    pysam.tabix_compress(str(plain), str(path), force=True)
+    with pytest.raises(FileNotFoundError, match=r"not found: .*\.gz\.gzi; make it by"):
+        Genome(path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_truncated_genome_is_named_at_once(small_world, tmp_path, packed):
+    path = tmp_path / "genome.fa"
+    shutil.copy(small_world.folder / "genome.fa", path)
+    if packed:
+        pysam.tabix_compress(str(path), f"{path}.gz")
+        path = tmp_path / "genome.fa.gz"
+    pysam.faidx(str(path))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(0.7 * len(content))])
+    message = r"record 'sim\d+' must have bases .*\.fai says; found 0 .*truncated"
+    with pytest.raises(ValueError, match=message):
+        Genome(path)
+
+
+def test_genome_knows_the_lengths_of_whole_chromosomes(tmp_path):
+    records = {"chr1": "ACGTA", "chr2:100-108": "AAAACCCC", "HLA-A*01:01": "TT"}
+    genome = Genome(write_fasta(tmp_path / "genome.fa", records))
+    assert genome.lengths == {"chr1": 5, "HLA-A*01:01": 2}
+
+
+def test_a_region_between_records_is_read_from_the_one_that_holds_more(tmp_path):
+    records = {"chr1:0-4": "AAAA", "chr1:4-8": "CCCC"}
+    genome = Genome(write_fasta(tmp_path / "genome.fa", records))
+    assert list(genome.codes("chr1", 1, 6)) == [0, 0, 0, 4, 4]
+    assert list(genome.codes("chr1", 3, 8)) == [4, 1, 1, 1, 1]
+    assert list(genome.codes("chr1", 7, 20)) == [1] + 12 * [4]
+
+
 # --- Values ---
 
 
@@ -187,6 +232,7 @@ def test_soft_clip_is_the_root_above_the_limit():
     clipped = soft_clip(values, 150.0)
     assert list(clipped) == [0, 149, 150, 151, 152, 160]
     assert clipped.dtype == np.float32
+    assert list(values) == [0, 149, 150, 151, 154, 250]
 
 
 def test_token_targets_sum_32_bins_and_clip():
@@ -252,9 +298,62 @@ def test_coverage_is_used_as_it_is(small_dataset, tmp_path):
     assert dataset.track([0], 0).sum() == 0
 
 
+@pytest.mark.parametrize("kind", ["cut_sites", "coverage"])
+def test_tracks_equal_a_loop_over_bases(small_dataset, tmp_path, kind):
+    """Intervals of any length and value, also across the ends of windows."""
+    rng = np.random.default_rng(5)
+    ends = np.cumsum(rng.choice([1, 1, 1, 2, 3, 4, 5, 11, 40, 300], 1400))
+    ends = ends[ends < 4 * WINDOW_BP]
+    value = np.where(rng.random(len(ends)) < 0.3, 0, rng.gamma(0.5, 90, len(ends)))
+    rows = zip([0, *ends[:-1].tolist()], ends.tolist(), value.tolist(), strict=True)
+    path = tmp_path / "any.bw"
+    write_bigwig(path, [("sim1", *row) for row in rows])
+    dataset = dataset_with(
+        small_dataset.tissues[0], signal=path, scale=0.37, signal_kind=kind
+    )
+    widen = 5 if kind == "cut_sites" else 0
+    for window in range(4):
+        start = window * WINDOW_BP
+        region = (path, "sim1", start, start + WINDOW_BP)
+        expected = reference_bins(*region, 0.37, widen)
+        (found,) = dataset.track([window], 0)
+        np.testing.assert_allclose(found, expected, rtol=2**-23, atol=0)
+        np.testing.assert_array_equal(found == 0, expected == 0)
+    assert (dataset.atac([0, 1, 2, 3], 0) > 150).any()
+
+
 def dataset_with(tissue, **changes):
     tissue = replace(tissue, in_vitro=replace(tissue.in_vitro, **changes))
     return WindowDataset([tissue], window_bp=WINDOW_BP)
+
+
+def test_batches_read_all_biosamples_of_groups(small_dataset):
+    groups = [[5, 6, 2], np.array([79]), range(10, 14), [2, 2]]
+    for n_threads in (1, 3):
+        batches = list(small_dataset.batches(iter(groups), n_threads=n_threads))
+        assert [b.windows.tolist() for b in batches] == [list(g) for g in groups]
+        for group, batch in zip(groups, batches, strict=True):
+            assert np.array_equal(batch.sequence, small_dataset.sequence(group))
+            atac = [small_dataset.atac(group, b) for b in range(4)]
+            assert np.array_equal(batch.atac, atac)
+            assert batch.atac.dtype == batch.sequence.dtype == np.float32
+    assert list(small_dataset.batches([])) == []
+
+
+def test_batches_are_read_one_ahead(small_dataset):
+    asked = []
+
+    def groups():
+        for window in range(10):
+            asked.append(window)
+            yield [window]
+
+    batches = small_dataset.batches(groups())
+    next(batches)
+    assert asked == [0, 1]
+    next(batches)
+    assert asked == [0, 1, 2]
+    batches.close()
 
 
 def test_windows_come_in_the_order_asked_for(small_dataset):
@@ -438,8 +537,9 @@ def test_truncated_bigwig_is_named(world_copy, share):
 def test_text_instead_of_a_bigwig_is_named(world_copy):
     shutil.copy(world_copy / "genome.fa", world_copy / "blood_in_vivo.bw")
     refused(world_copy, r"blood_in_vivo\.bw: truncated, or not a bigWig")
-    (world_copy / "blood_in_vivo.bw").write_text("bw12 and so on bw12")
-    refused(world_copy, r"blood_in_vivo\.bw: not a readable bigWig \(damaged\?\)")
+    magic = (0x888FFC26).to_bytes(4, "little")
+    (world_copy / "blood_in_vivo.bw").write_bytes(magic + b" and so on " + magic)
+    refused(world_copy, r"blood_in_vivo\.bw: cannot read its header \(damaged\?\)")
 
 
 def test_vanished_bigwig_is_named(world_copy):
@@ -450,7 +550,6 @@ def test_vanished_bigwig_is_named(world_copy):
 
 
 def test_damage_inside_a_bigwig_is_named_when_it_is_read(world_copy):
-    """The library panics there, which is no Exception; it must not end the run."""
     path = world_copy / "blood_in_vitro.bw"
     content = bytearray(path.read_bytes())
     first_block = int.from_bytes(content[16:24], "little") + 8
@@ -459,6 +558,8 @@ def test_damage_inside_a_bigwig_is_named_when_it_is_read(world_copy):
     dataset = open_copy(world_copy)
     with pytest.raises(ValueError, match=r"blood_in_vitro\.bw: cannot read sim1:0-"):
         dataset.track([0], 0)
+    with pytest.raises(ValueError, match=r"blood_in_vitro\.bw: cannot read sim1:0-"):
+        list(dataset.batches([[79], [0]]))
 
 
 def test_bigwigs_need_no_particular_ending(world_copy, small_dataset):
@@ -494,21 +595,119 @@ def test_chromosomes_absent_from_a_bigwig_are_named(world_copy):
     )
 
 
-def test_shorter_chromosomes_of_a_bigwig_are_named(world_copy):
-    write_bigwig(world_copy / "blood_in_vivo.bw", [], length=4 * WINDOW_BP - 1)
-    refused(world_copy, r"blood_in_vivo\.bw: sim1 must reach 16384.* found 16383 bp")
+@pytest.mark.parametrize("change", [-1, 1])
+def test_bigwigs_of_another_assembly_are_named(world_copy, change):
+    length = 4 * WINDOW_BP + change
+    write_bigwig(world_copy / "blood_in_vivo.bw", [], length=length)
+    refused(
+        world_copy,
+        r"blood_in_vivo\.bw: sim1 must be 16384 bp long, as in .*genome\.fa; "
+        rf"found {length} bp \(another assembly\?\)",
+    )
+
+
+def test_bigwigs_must_reach_the_windows_where_only_regions_are_known(world_copy):
+    path = world_copy / "blood_in_vivo.bw"
+    write_bigwig(path, [], length=4 * WINDOW_BP - 1)
+    regions = write_regions(world_copy)
+    refused(
+        world_copy, r"blood_in_vivo\.bw: sim1 must reach 16384.* 16383", genome=regions
+    )
+    write_bigwig(path, [], length=4 * WINDOW_BP + 1)
+    assert len(open_copy(world_copy, genome=regions).windows) == 80
+
+
+def write_regions(folder):
+    """Write the chromosomes of a world as one region each."""
+    sequences = pysam.FastaFile(str(folder / "genome.fa"))
+    names = sequences.references
+    records = {f"{c}:0-{4 * WINDOW_BP}": sequences.fetch(c) for c in names}
+    return write_fasta(folder / "regions.fa", records)
 
 
 def test_chromosome_absent_from_the_genome_is_named(world_copy):
     path = world_copy / "genome.fa"
     sequences = pysam.FastaFile(str(path))
     records = {c: sequences.fetch(c) for c in sequences.references if c != "sim5"}
-    write_fasta(world_copy / "other.fa", records)
-    other = world_copy / "other.fa"
+    other = write_fasta(world_copy / "other.fa", records)
     refused(world_copy, r"other\.fa: chromosomes \['sim5'\] are absent", genome=other)
-    records["sim5"] = sequences.fetch("sim5")[:-1]
-    write_fasta(other, records)
-    refused(world_copy, r"no record holds the window sim5:12288-16384", genome=other)
+
+
+# --- Windows that reach past the end of a chromosome ---
+
+
+@pytest.fixture
+def cut_world(world_copy):
+    """Chromosomes sim5 and sim6 end within their last window."""
+    path = world_copy / "genome.fa"
+    sequences = pysam.FastaFile(str(path))
+    records = {c: sequences.fetch(c) for c in sequences.references}
+    sizes = {c: len(text) for c, text in records.items()}
+    sizes |= {"sim5": 3 * WINDOW_BP + 10, "sim6": 4 * WINDOW_BP - 1}
+    write_fasta(path, {c: text[: sizes[c]] for c, text in records.items()})
+    for name in ("blood_in_vitro.bw", "blood_in_vivo.bw"):
+        file = pybigtools.open(str(world_copy / name))
+        rows = [
+            (chrom, start, end, value)
+            for chrom, size in sizes.items()
+            for start, end, value in file.records(chrom, 0, size)
+        ]
+        rows = [row for row in rows if row[:2] != ("sim5", 3 * WINDOW_BP + 9)]
+        at = [row[0] for row in rows].index("sim6")
+        rows.insert(at, ("sim5", 3 * WINDOW_BP + 9, 3 * WINDOW_BP + 10, 4.0))
+        pybigtools.open(str(world_copy / name), "w").write(sizes, iter(rows))
+    return world_copy
+
+
+def test_windows_past_the_end_are_padded_and_said_once(
+    cut_world, small_dataset, caplog
+):
+    dataset = open_copy(cut_world)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    message = record.getMessage()
+    assert message.startswith("2 of 80 windows reach past the end of their chromosome")
+    assert message.endswith(": sim5:12288-16384, sim6:12288-16384")
+    (sequence,), (whole,) = dataset.sequence([19]), small_dataset.sequence([19])
+    assert np.array_equal(sequence[:10], whole[:10])
+    assert (sequence[10:] == 0).all()
+    (track,) = dataset.track([19], 0)
+    region = (cut_world / "blood_in_vitro.bw", "sim5", 3 * WINDOW_BP, 4 * WINDOW_BP)
+    scale = dataset.tissues[0].in_vitro.scale
+    assert np.allclose(track, reference_bins(*region, scale, widen=5), rtol=1e-6)
+    # The last cut is on the last base; like any cut it counts for 5 further ones.
+    assert track[3] == pytest.approx(3 * 4.0 * scale)
+    assert (track[4:] == 0).all()
+    assert dataset.target([19], 0)[0, 1:].sum() == 0
+    assert len(caplog.records) == 1
+
+
+def test_many_windows_past_the_end_are_counted(world_copy, caplog):
+    path = world_copy / "genome.fa"
+    sequences = pysam.FastaFile(str(path))
+    names = list(sequences.references)
+    records = {c: sequences.fetch(c)[:-1] for c in names}
+    write_fasta(path, records)
+    for name in ("blood_in_vitro.bw", "blood_in_vivo.bw"):
+        write_bigwig(world_copy / name, [], length=4 * WINDOW_BP - 1)
+    open_copy(world_copy)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("20 of 80 windows")
+    assert record.getMessage().count("sim") == 5
+    assert record.getMessage().endswith(", ...")
+
+
+def test_windows_outside_of_the_sequence_are_refused(cut_world, world_copy):
+    path = world_copy / "genome.fa"
+    sequences = pysam.FastaFile(str(path))
+    records = {c: sequences.fetch(c) for c in sequences.references}
+    records["sim5"] = records["sim5"][: 3 * WINDOW_BP]
+    write_fasta(path, records)
+    refused(world_copy, r"genome\.fa: no record holds the window sim5:12288-16384")
+    regions = {f"{c}:0-{len(text)}": text for c, text in records.items()}
+    regions = write_fasta(world_copy / "regions.fa", regions)
+    message = r"regions\.fa: no record holds the window sim5:12288-16384"
+    refused(world_copy, message, genome=regions)
 
 
 def test_motif_tables_of_other_motifs_are_named(world_copy):

@@ -7,17 +7,19 @@ authors of EpiBERT do (Javed et al. 2025, Cell Genomics 5:100762); a token is 12
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import pybigtools
-import pysam
 
 from helpers import motifs
-from helpers.tissues import Biosample, Tissue, check_together
+from helpers._genome import N_CODE, Genome
+from helpers._tracks import BIN_BP, Track
+from helpers.tissues import Tissue, check_together
 
 __all__ = [
     "BIN_BP",
@@ -25,6 +27,7 @@ __all__ = [
     "SPLITS",
     "TOKEN_BP",
     "Genome",
+    "Inputs",
     "WindowDataset",
     "read_bed",
     "read_windows",
@@ -32,17 +35,16 @@ __all__ = [
     "token_targets",
 ]
 
-BIN_BP = 4
+_log = logging.getLogger(__name__)
+
 TOKEN_BP = 128
 SPLITS = ("select", "tune", "test")
 INPUT_CLIP = 150.0  # per 4-bp bin
 _TARGET_CLIP = 2000.0  # per token
-_WIDEN_BP = 5  # on both sides of a cut site
 _WINDOW_COLUMNS = ["chrom", "start", "end", "split", "block"]
-_CODE = np.full(256, 4, dtype=np.uint8)
-for _i, _letter in enumerate("ACGT"):
-    _CODE[[ord(_letter), ord(_letter.lower())]] = _i
-_ONE_HOT = np.vstack([np.eye(4, dtype=np.float32), np.zeros((1, 4), np.float32)])
+# By base code; N has none.
+_ONE_HOT = np.eye(N_CODE + 1, N_CODE, dtype=np.float32)
+_NAMED = 5  # windows that a warning names
 
 
 def read_windows(path: str | Path, *, window_bp: int) -> pd.DataFrame:
@@ -118,96 +120,12 @@ def read_windows(path: str | Path, *, window_bp: int) -> pd.DataFrame:
     return table
 
 
-class Genome:
-    """Random access to a FASTA file of chromosomes or of regions.
-
-    Records may be named ``chrom`` or ``chrom:start-end`` (0-based, half-open, as
-    ``bedtools getfasta`` names them).
-
-    Parameters
-    ----------
-    path : str or Path
-        FASTA, plain or bgzipped, with ``.fai``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the file or its index does not exist.
-    ValueError
-        If the file cannot be read, or a region is not as long as its name says.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        for needed in (self.path, Path(f"{self.path}.fai")):
-            if not needed.is_file():
-                raise FileNotFoundError(f"genome file not found: {needed}")
-        try:
-            self._fasta = pysam.FastaFile(str(self.path))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.path}: not an indexed FASTA: {error}") from None
-        self._regions: dict[str, list[tuple[int, int, str]]] = {}
-        lengths = zip(self._fasta.references, self._fasta.lengths, strict=True)
-        for record, length in lengths:
-            chrom, first, last = _parse_record(record, length)
-            if last - first != length:
-                raise ValueError(
-                    f"{self.path}: record {record!r} must hold {last - first} "
-                    f"bases, as its name is 0-based and half-open; found {length}"
-                )
-            self._regions.setdefault(chrom, []).append((first, last, record))
-
-    @property
-    def chromosomes(self) -> list[str]:
-        """Names of the chromosomes that have sequence."""
-        return list(self._regions)
-
-    def covers(self, chrom: str, start: int, end: int) -> bool:
-        """Return whether one record holds a whole region."""
-        regions = self._regions.get(chrom, [])
-        return any(first <= start and end <= last for first, last, _ in regions)
-
-    def codes(self, chrom: str, start: int, end: int) -> np.ndarray:
-        """Return base codes 0-3 for A, C, G, T and 4 for N, shape (end - start,).
-
-        Letters other than A, C, G, T in either case are N, and so are bases past
-        either end of a record, as long as it holds the middle of the region.
-
-        Raises
-        ------
-        ValueError
-            If the chromosome is absent or no record holds the middle of the region.
-        """
-        if chrom not in self._regions:
-            raise ValueError(
-                f"{self.path}: chromosome {chrom!r} is absent; found "
-                f"{self.chromosomes[:5]} ({len(self._regions)} in all)"
-            )
-        for first, last, record in self._regions[chrom]:
-            if first <= (start + end) // 2 < last:
-                left, right = max(start, first), min(end, last)
-                text = self._fasta.fetch(record, left - first, right - first)
-                codes = np.full(end - start, 4, dtype=np.uint8)
-                letters = np.frombuffer(text.encode("ascii"), dtype=np.uint8)
-                codes[left - start : right - start] = _CODE[letters]
-                return codes
-        raise ValueError(f"{self.path}: {chrom}:{start}-{end} is not in any record")
-
-
-def _parse_record(name: str, length: int) -> tuple[str, int, int]:
-    """Return chromosome and span of a FASTA record."""
-    chrom, _, span = name.rpartition(":")
-    first, dash, last = span.partition("-")
-    if chrom and dash and first.isdecimal() and last.isdecimal():
-        return chrom, int(first), int(last)
-    return name, 0, length
-
-
 def soft_clip(values: np.ndarray, limit: float) -> np.ndarray:
     """Replace values above ``limit`` by ``limit + sqrt(value - limit)``."""
-    return np.where(
-        values > limit, limit + np.sqrt(np.maximum(values - limit, 0)), values
-    )
+    clipped = values.copy()
+    above = values > limit  # few: most of a track is far below
+    clipped[above] = limit + np.sqrt(values[above] - limit)
+    return clipped
 
 
 def token_targets(track: np.ndarray) -> np.ndarray:
@@ -226,6 +144,24 @@ def token_targets(track: np.ndarray) -> np.ndarray:
     per_token = TOKEN_BP // BIN_BP
     sums = track.reshape(*track.shape[:-1], -1, per_token).sum(axis=-1)
     return soft_clip(sums, _TARGET_CLIP)
+
+
+class Inputs(NamedTuple):
+    """What the model reads of some windows, without the motif activity.
+
+    Attributes
+    ----------
+    windows : numpy.ndarray, shape (n,)
+        Indices of the windows.
+    sequence : numpy.ndarray, shape (n, window_bp, 4), float32
+        One-hot sequence.
+    atac : numpy.ndarray, shape (n_biosamples, n, window_bp / 4), float32
+        Tracks, scaled and soft-clipped.
+    """
+
+    windows: np.ndarray
+    sequence: np.ndarray
+    atac: np.ndarray
 
 
 class WindowDataset:
@@ -254,8 +190,15 @@ class WindowDataset:
     FileNotFoundError
         If a file is missing.
     ValueError
-        If a file is truncated, of other motifs, lacks a chromosome or ends before a
-        window does, or holds negative or undefined signal.
+        If a file is truncated, of other motifs or of another assembly, lacks a
+        chromosome or a window, or holds negative or undefined signal.
+
+    Notes
+    -----
+    A FASTA of whole chromosomes fixes the assembly: the lengths in a bigWig must agree
+    with it, and a window may reach past the end of its chromosome, which is logged as a
+    warning; sequence is N there and signal 0. Where its records are regions, every
+    window must lie in one.
     """
 
     def __init__(
@@ -280,7 +223,7 @@ class WindowDataset:
             {column: [getattr(b, column) for b in samples] for column in columns}
         )
         ends = self.windows.groupby("chrom")["end"].max().to_dict()
-        self._tracks = [_Track(b, ends) for b in samples]
+        self._tracks = [Track(b, ends, self.genome) for b in samples]
         order = sorted(m.id for m in motifs.read_motifs(first.motifs))
         self.motif_activity = np.stack(
             [_motif_activity(b.motif_activity, order) for b in samples]
@@ -295,12 +238,22 @@ class WindowDataset:
                 f"{genome.path}: chromosomes {absent} are absent; found "
                 f"{genome.chromosomes[:5]} ({len(genome.chromosomes)} in all)"
             )
+        cut_off = []
         for row in windows.itertuples():
-            if not genome.covers(row.chrom, row.start, row.end):
-                raise ValueError(
-                    f"{genome.path}: no record holds the window "
-                    f"{row.chrom}:{row.start}-{row.end}"
-                )
+            if genome.covers(row.chrom, row.start, row.end):
+                continue
+            name = f"{row.chrom}:{row.start}-{row.end}"
+            if row.start >= genome.lengths.get(row.chrom, 0):
+                raise ValueError(f"{genome.path}: no record holds the window {name}")
+            cut_off.append(name)
+        if cut_off:
+            _log.warning(
+                "%d of %d windows reach past the end of their chromosome, where their "
+                "sequence is N and their signal 0: %s",
+                len(cut_off),
+                len(windows),
+                ", ".join(cut_off[:_NAMED]) + (", ..." if cut_off[_NAMED:] else ""),
+            )
 
     @property
     def n_tokens(self) -> int:
@@ -328,7 +281,14 @@ class WindowDataset:
 
     def sequence(self, windows: Sequence[int]) -> np.ndarray:
         """Return one-hot sequence, shape (n, window_bp, 4), float32."""
-        return np.stack([_ONE_HOT[self.codes(w)] for w in windows])
+        sequence = np.empty((len(windows), self.window_bp, 4), dtype=np.float32)
+        for one_hot, window in zip(sequence, windows, strict=True):
+            self._write_sequence(window, one_hot)
+        return sequence
+
+    def _write_sequence(self, window: int, one_hot: np.ndarray) -> None:
+        # "clip" writes straight into the output; all codes are valid.
+        np.take(_ONE_HOT, self.codes(window), axis=0, out=one_hot, mode="clip")
 
     def track(self, windows: Sequence[int], biosample: int) -> np.ndarray:
         """Return the scaled track without soft clip, shape (n, window_bp / 4).
@@ -338,13 +298,70 @@ class WindowDataset:
         ValueError
             If the bigWig is damaged there, or holds negative signal.
         """
-        track = self._tracks[biosample]
-        rows = self.windows.iloc[list(windows)].itertuples()
-        return np.stack([track.bins(row.chrom, row.start, row.end) for row in rows])
+        track = np.empty((len(windows), self.window_bp // BIN_BP), dtype=np.float32)
+        for bins, window in zip(track, windows, strict=True):
+            bins[:] = self._bins(window, biosample)
+        return track
+
+    def _bins(self, window: int, biosample: int) -> np.ndarray:
+        row = self.windows.iloc[window]
+        region = row["chrom"], int(row["start"]), int(row["end"])
+        return self._tracks[biosample].bins(*region)
 
     def atac(self, windows: Sequence[int], biosample: int) -> np.ndarray:
         """Return the track as the model's input, shape (n, window_bp / 4)."""
         return soft_clip(self.track(windows, biosample), INPUT_CLIP)
+
+    def batches(
+        self, groups: Iterable[Sequence[int]], *, n_threads: int = 2
+    ) -> Iterator[Inputs]:
+        """Yield the inputs of groups of windows, for all biosamples.
+
+        Threads read the next group while the caller works with the present one, so
+        that two groups are in memory at a time.
+
+        Parameters
+        ----------
+        groups : iterable of sequence of int
+            Indices of the windows of each group.
+        n_threads : int, default=2
+            Threads that read.
+
+        Raises
+        ------
+        ValueError
+            If a file is damaged, as `sequence` and `track` do.
+        """
+        pool = ThreadPoolExecutor(n_threads)
+        try:
+            ahead: tuple[Inputs, list[Future]] | None = None
+            for group in groups:
+                following = self._begin(pool, np.asarray(group))
+                if ahead is not None:
+                    yield _finish(*ahead)
+                ahead = following
+            if ahead is not None:
+                yield _finish(*ahead)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _begin(
+        self, pool: ThreadPoolExecutor, windows: np.ndarray
+    ) -> tuple[Inputs, list[Future]]:
+        """Have threads fill the inputs of a group."""
+        n, n_bins = len(windows), self.window_bp // BIN_BP
+        sequence = np.empty((n, self.window_bp, 4), dtype=np.float32)
+        atac = np.empty((len(self._tracks), n, n_bins), dtype=np.float32)
+
+        def write_track(window: int, biosample: int, bins: np.ndarray) -> None:
+            bins[:] = soft_clip(self._bins(window, biosample), INPUT_CLIP)
+
+        tasks = []
+        for i, window in enumerate(windows.tolist()):
+            tasks.append(pool.submit(self._write_sequence, window, sequence[i]))
+            for b, bins in enumerate(atac[:, i]):
+                tasks.append(pool.submit(write_track, window, b, bins))
+        return Inputs(windows, sequence, atac), tasks
 
     def target(self, windows: Sequence[int], biosample: int) -> np.ndarray:
         """Return the measured signal per token, shape (n, n_tokens)."""
@@ -389,6 +406,13 @@ class WindowDataset:
                 "block": np.repeat(rows["block"].to_numpy(), self.n_tokens),
             }
         )
+
+
+def _finish(inputs: Inputs, tasks: list[Future]) -> Inputs:
+    """Wait for the threads that fill the inputs of a group."""
+    for task in tasks:
+        task.result()
+    return inputs
 
 
 def read_bed(path: str | Path) -> pd.DataFrame:
@@ -448,96 +472,3 @@ def _motif_activity(path: Path, order: list[str]) -> np.ndarray:
         return motifs.motif_activity(table).to_numpy(np.float32)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-class _Track:
-    """A bigWig with the scale and kind its tissue file declares.
-
-    Parameters
-    ----------
-    biosample : Biosample
-        The sample.
-    ends : dict
-        End of the last window of every chromosome that will be read.
-    """
-
-    def __init__(self, biosample: Biosample, ends: dict[str, int]) -> None:
-        self.path = Path(biosample.signal)
-        self.scale = biosample.scale
-        self.widen = _WIDEN_BP if biosample.signal_kind == "cut_sites" else 0
-        _check_whole(self.path)
-        with _named_errors(f"{self.path}: not a readable bigWig"):
-            # An open file, as names are judged by their ending.
-            self._file = pybigtools.open(self.path.open("rb"))
-            is_bigwig, summary = self._file.is_bigwig, self._file.info()["summary"]
-            self._sizes = dict(self._file.chroms())
-        if not is_bigwig:
-            raise ValueError(f"{self.path}: expected a bigWig; found a bigBed")
-        if summary["min"] < 0 or not np.isfinite(summary["sum"]):
-            raise ValueError(
-                f"{self.path}: expected counts or coverage; found negative or "
-                f"undefined signal (minimum {summary['min']:g}, sum {summary['sum']:g})"
-            )
-        absent = sorted(set(ends) - set(self._sizes))
-        if absent:
-            raise ValueError(
-                f"{self.path}: chromosomes {absent} are absent; found "
-                f"{sorted(self._sizes)[:5]} ({len(self._sizes)} in all)"
-            )
-        for chrom, end in ends.items():
-            if end > self._sizes[chrom]:
-                raise ValueError(
-                    f"{self.path}: {chrom} must reach {end}, the end of a window; "
-                    f"found {self._sizes[chrom]} bp (another assembly?)"
-                )
-
-    def bins(self, chrom: str, start: int, end: int) -> np.ndarray:
-        """Return scaled sums over 4-bp bins; bases without data are 0."""
-        first = max(start - self.widen, 0)
-        last = min(end + self.widen, self._sizes[chrom])
-        with _named_errors(f"{self.path}: cannot read {chrom}:{first}-{last}"):
-            values = self._file.values(chrom, first, last, fillna=0.0)
-        left = first - (start - self.widen)
-        base = np.zeros(end - start + 2 * self.widen)
-        base[left : left + len(values)] = values
-        if not np.isfinite(base).all() or (base < 0).any():
-            raise ValueError(
-                f"{self.path}: {chrom}:{start}-{end} holds negative or non-finite "
-                "signal; expected counts or coverage"
-            )
-        if self.widen:  # each cut covers 2 * widen + 1 bases
-            base = np.convolve(base, np.ones(2 * self.widen + 1), mode="valid")
-        sums = base.reshape(-1, BIN_BP).sum(axis=1) * self.scale
-        return sums.astype(np.float32)
-
-
-def _check_whole(path: Path) -> None:
-    """Check that a bigWig ends as it begins, with the magic number of the format.
-
-    Readers notice a missing index, but not every cut, before they come to it.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"bigWig not found: {path}")
-    with path.open("rb") as file:
-        head = file.read(4)
-        file.seek(-min(4, path.stat().st_size), 2)
-        tail = file.read(4)
-    if len(head) < 4 or head != tail:
-        raise ValueError(
-            f"{path}: truncated, or not a bigWig: expected the same magic number at "
-            f"both ends; found {head.hex() or 'nothing'} and {tail.hex() or 'nothing'}"
-        )
-
-
-@contextmanager
-def _named_errors(what: str) -> Iterator[None]:
-    """Turn any error of pybigtools into one that names the file.
-
-    Damaged files make it panic, which derives from BaseException only.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:
-        raise ValueError(f"{what} (damaged?): {error}") from None
