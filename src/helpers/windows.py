@@ -26,6 +26,7 @@ __all__ = [
     "INPUT_CLIP",
     "SPLITS",
     "TOKEN_BP",
+    "WINDOW_COLUMNS",
     "Genome",
     "Inputs",
     "WindowDataset",
@@ -39,9 +40,9 @@ _log = logging.getLogger(__name__)
 
 TOKEN_BP = 128
 SPLITS = ("select", "tune", "test")
+WINDOW_COLUMNS = ["chrom", "start", "end", "split", "block"]
 INPUT_CLIP = 150.0  # per 4-bp bin
 _TARGET_CLIP = 2000.0  # per token
-_WINDOW_COLUMNS = ["chrom", "start", "end", "split", "block"]
 # By base code; N has none.
 _ONE_HOT = np.eye(N_CODE + 1, N_CODE, dtype=np.float32)
 _NAMED = 5  # windows that a warning names
@@ -80,10 +81,10 @@ def read_windows(path: str | Path, *, window_bp: int) -> pd.DataFrame:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     except ValueError as error:  # of pandas: empty, or rows of unequal length
         raise ValueError(f"{path}: not a table with a header: {error}") from None
-    missing = [c for c in _WINDOW_COLUMNS if c not in table]
+    missing = [c for c in WINDOW_COLUMNS if c not in table]
     if missing:
         raise ValueError(f"{path}: columns {missing} are missing; found {list(table)}")
-    table = table[_WINDOW_COLUMNS]
+    table = table[WINDOW_COLUMNS]
 
     def refuse(wrong: pd.Series, expected: str, column: str) -> None:
         if wrong.any():
