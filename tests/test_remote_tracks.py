@@ -239,6 +239,16 @@ def test_any_bytes_can_be_read_in_any_order(folder, monkeypatch):
         assert file.n_bytes == sum(request.sent for request in server.requests)
 
 
+def test_what_is_used_again_and_again_is_kept(folder, monkeypatch):
+    monkeypatch.setattr(remote_tracks, "_N_CHUNKS", 3)
+    with LocalServer(folder) as server:
+        file = RemoteFile(f"{server.url}/signal.bw")
+        for i in range(1, 8):
+            file.read(i * (1 << 15), 10)
+            file.read(0, 10)
+        assert len(server.requests) == 8
+
+
 def test_windows_on_unknown_chromosomes_are_refused(folder, tmp_path):
     windows = WINDOWS.assign(chrom=["1", "chr1", "chr1"])
     with pytest.raises(ValueError, match=r"chromosomes \['1'\] are absent; .*4 in all"):

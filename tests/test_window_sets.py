@@ -136,6 +136,7 @@ def test_masked_windows_are_left_out(tmp_path):
     # Six N and seven excluded bases, two of them the same: 11 in all.
     assert missing(genome=genome, exclude=exclude) == [first, third, last]
     assert missing(genome=genome, exclude=exclude, max_masked=0.11) == [last]
+    assert missing(genome=genome, max_masked=0) == [first, ("chr2", 0, 100), third]
     table = pd.read_csv(exclude, sep="\t", names=["chrom", "start", "end"])
     assert missing(exclude=table) == [last]
 

@@ -193,6 +193,9 @@ def test_genome_tells_gzip_from_bgzip(small_world, tmp_path):
     pysam.tabix_compress(str(plain), str(path), force=True)
     with pytest.raises(FileNotFoundError, match=r"not found: .*\.gz\.gzi; make it by"):
         Genome(path)
+    path.write_bytes(path.read_bytes().replace(b"BC", b"XY"))  # another extra field
+    with pytest.raises(ValueError, match=r"\.fa\.gz: compressed by gzip"):
+        Genome(path)
 
 
 @pytest.mark.parametrize("packed", [False, True])
