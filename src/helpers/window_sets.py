@@ -233,8 +233,9 @@ def _draw(
     """Draw windows in numbers as equal between chromosomes as can be."""
     n_left = n_windows
     quotas = {}
-    available = table["chrom"].value_counts(sort=False).sort_values(kind="stable")
-    for i, (chrom, n) in enumerate(available.items()):
+    counts = table["chrom"].value_counts().items()
+    available = sorted(counts, key=lambda item: (item[1], item[0]))
+    for i, (chrom, n) in enumerate(available):
         quotas[chrom] = min(n, n_left // (len(available) - i))
         n_left -= quotas[chrom]
     drawn = [
