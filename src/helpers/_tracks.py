@@ -1,18 +1,17 @@
-"""The ATAC track of a biosample: bigWig intervals to scaled 4-bp bins.
+"""The ATAC track of a biosample: signal of a bigWig as scaled 4-bp bins.
 
 A bin holds the sum of its bases. A cut site counts for all bases within 5 bp of it, as
-the authors of EpiBERT widen theirs (Javed et al. 2025, Cell Genomics 5:100762). Sums
-are those of a loop over bases in float64, rounded once to float32; the work grows with
-the number of intervals, not of bases.
+the authors of EpiBERT widen theirs (Javed et al. 2025, Cell Genomics 5:100762).
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 import numpy as np
 
-from helpers._bigwig import BigWig, Intervals, LocalFile
+from helpers._bigwig import named_errors, open_bigwig
 from helpers._genome import Genome
 from helpers.tissues import Biosample
 
@@ -20,10 +19,25 @@ __all__ = ["BIN_BP", "WIDEN_BP", "Track"]
 
 BIN_BP = 4
 WIDEN_BP = 5  # on both sides of a cut site
+_REACH = -(-WIDEN_BP // BIN_BP)  # bins on both sides that a cut site reaches into
+
+
+def _shares(widen_bp: int) -> np.ndarray:
+    """Return how many bases of a bin count the signal of a base near it.
+
+    Row ``d + _REACH``, column ``c`` is for base ``c`` of a bin and the bin ``d`` bins
+    further on, shape (2 * _REACH + 1, BIN_BP).
+    """
+    bins = np.arange(-_REACH, _REACH + 1)[:, None, None] * BIN_BP
+    base = np.arange(BIN_BP)
+    distance = bins + base - base[:, None]
+    return (np.abs(distance) <= widen_bp).sum(axis=-1).astype(np.float64)
 
 
 class Track:
     """A bigWig with the scale and kind its tissue file declares.
+
+    Threads may share a track.
 
     Parameters
     ----------
@@ -50,13 +64,18 @@ class Track:
     ) -> None:
         self.path = biosample.signal
         self.scale = biosample.scale
-        self.widens = biosample.signal_kind == "cut_sites"
-        self._file = BigWig(LocalFile(self.path))
-        totals, lengths = self._file.totals, self._file.chroms
-        if totals and (totals.min < 0 or not np.isfinite(totals.sum)):
+        is_cuts = biosample.signal_kind == "cut_sites"
+        self._shares = _shares(WIDEN_BP if is_cuts else 0)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"bigWig not found: {self.path}")
+        self._lock = threading.Lock()
+        self._file = open_bigwig(self.path.open("rb"), str(self.path))
+        with named_errors(f"{self.path}: cannot read its header"):
+            totals, lengths = self._file.info()["summary"], self._file.chroms()
+        if totals["min"] < 0 or not np.isfinite(totals["sum"]):
             raise ValueError(
                 f"{self.path}: expected counts or coverage; found negative or "
-                f"undefined signal (minimum {totals.min:g}, sum {totals.sum:g})"
+                f"undefined signal (minimum {totals['min']:g}, sum {totals['sum']:g})"
             )
         absent = sorted(set(ends) - set(lengths))
         if absent:
@@ -97,63 +116,22 @@ class Track:
         ValueError
             If the file is damaged there, or holds negative or undefined signal.
         """
-        margin = WIDEN_BP if self.widens else 0
-        found = self._file.intervals(chrom, max(start - margin, 0), end + margin)
-        # A NaN fails any comparison.
-        if (
-            len(found.value)
-            and not 0 <= found.value.min() <= found.value.max() < np.inf
+        margin = _REACH * BIN_BP
+        with (
+            self._lock,
+            named_errors(f"{self.path}: cannot read {chrom}:{start}-{end}"),
         ):
+            base = self._file.values(
+                chrom, start - margin, end + margin, fillna=0.0, oob=0.0
+            )
+        if not 0 <= base.min() <= base.max() < np.inf:  # nor with a NaN
             raise ValueError(
                 f"{self.path}: {chrom}:{start}-{end} holds negative or non-finite "
                 "signal; expected counts or coverage"
             )
-        add_up = _sum_cuts if self.widens else _sum_coverage
-        sums = add_up(found, start, (end - start) // BIN_BP)
+        # (bins on both sides, bins): what every bin gives to those around it.
+        given = self._shares @ base.reshape(-1, BIN_BP).T
+        n_bins = (end - start) // BIN_BP
+        last = 2 * _REACH
+        sums = sum(row[last - d :][:n_bins] for d, row in enumerate(given))
         return (sums * self.scale).astype(np.float32)
-
-
-def _cells(start: np.ndarray, end: np.ndarray, step: int) -> tuple:
-    """Return the cells of a grid that intervals touch, as pairs (interval, cell)."""
-    first = start // step
-    n = (end - 1) // step - first + 1
-    before = np.cumsum(n) - n  # cells of earlier intervals
-    interval = np.repeat(np.arange(len(n)), n)
-    return interval, np.arange(len(interval)) + (first - before)[interval]
-
-
-def _sum_coverage(found: Intervals, origin: int, n_bins: int) -> np.ndarray:
-    """Return the sums over bins from ``origin``, shape (n_bins,), float64."""
-    start, end = found.start - origin, found.end - origin
-    interval, cell = _cells(start, end, BIN_BP)
-    left = np.maximum(start[interval], cell * BIN_BP)
-    right = np.minimum(end[interval], (cell + 1) * BIN_BP)
-    weights = found.value[interval].astype(np.float64)
-    weights *= right - left
-    return np.bincount(cell, weights, n_bins)
-
-
-# How many of the 11 bases of a widened cut fall on a bin and on the next three, by the
-# place in the bin where the first of them lies.
-_BASES_PER_BIN = np.array(
-    [
-        [4.0, 4.0, 3.0, 0.0],
-        [3.0, 4.0, 4.0, 0.0],
-        [2.0, 4.0, 4.0, 1.0],
-        [1.0, 4.0, 4.0, 2.0],
-    ]
-)
-
-
-def _sum_cuts(found: Intervals, origin: int, n_bins: int) -> np.ndarray:
-    """Return the sums of widened cuts over bins from ``origin``, (n_bins,), float64."""
-    n_before = 3  # bins before the origin that a cut left of it reaches back to
-    origin = origin - n_before * BIN_BP
-    cut, base = _cells(found.start - origin, found.end - origin, 1)
-    first = base - WIDEN_BP
-    index = first // BIN_BP
-    weights = _BASES_PER_BIN.take(first - index * BIN_BP, axis=0)  # (n_cuts, 4)
-    weights *= found.value[cut, None]
-    index = index[:, None] + np.arange(4)
-    sums = np.bincount(index.ravel(), weights.ravel(), n_before + n_bins + 3)
-    return sums[n_before : n_before + n_bins]

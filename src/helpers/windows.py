@@ -210,12 +210,9 @@ class WindowDataset:
         """Return one-hot sequence, shape (n, window_bp, 4), float32."""
         sequence = np.empty((len(windows), self.window_bp, 4), dtype=np.float32)
         for one_hot, window in zip(sequence, windows, strict=True):
-            self._write_sequence(window, one_hot)
+            # "clip" writes straight into the output; all codes are valid.
+            np.take(_ONE_HOT, self.codes(window), axis=0, out=one_hot, mode="clip")
         return sequence
-
-    def _write_sequence(self, window: int, one_hot: np.ndarray) -> None:
-        # "clip" writes straight into the output; all codes are valid.
-        np.take(_ONE_HOT, self.codes(window), axis=0, out=one_hot, mode="clip")
 
     def track(self, windows: Sequence[int], biosample: int) -> np.ndarray:
         """Return the scaled track without soft clip, shape (n, window_bp / 4).
@@ -225,15 +222,9 @@ class WindowDataset:
         ValueError
             If the bigWig is damaged there, or holds negative signal.
         """
-        track = np.empty((len(windows), self.window_bp // BIN_BP), dtype=np.float32)
-        for bins, window in zip(track, windows, strict=True):
-            bins[:] = self._bins(window, biosample)
-        return track
-
-    def _bins(self, window: int, biosample: int) -> np.ndarray:
-        row = self.windows.iloc[window]
-        region = row["chrom"], int(row["start"]), int(row["end"])
-        return self._tracks[biosample].bins(*region)
+        track = self._tracks[biosample]
+        rows = self.windows.iloc[list(windows)].itertuples()
+        return np.stack([track.bins(row.chrom, row.start, row.end) for row in rows])
 
     def atac(self, windows: Sequence[int], biosample: int) -> np.ndarray:
         """Return the track as the model's input, shape (n, window_bp / 4)."""
@@ -260,35 +251,29 @@ class WindowDataset:
             If a file is damaged, as `sequence` and `track` do.
         """
         pool = ThreadPoolExecutor(n_threads)
+
+        def begin(group: Sequence[int]) -> tuple[np.ndarray, Future, list[Future]]:
+            windows = np.asarray(group)
+            sequence = pool.submit(self.sequence, windows)
+            samples = range(len(self._tracks))
+            atac = [pool.submit(self.atac, windows, b) for b in samples]
+            return windows, sequence, atac
+
+        def finish(windows: np.ndarray, sequence: Future, atac: list[Future]) -> Inputs:
+            tracks = np.stack([track.result() for track in atac])
+            return Inputs(windows, sequence.result(), tracks)
+
         try:
-            ahead: tuple[Inputs, list[Future]] | None = None
+            ahead = None
             for group in groups:
-                following = self._begin(pool, np.asarray(group))
+                following = begin(group)
                 if ahead is not None:
-                    yield _finish(*ahead)
+                    yield finish(*ahead)
                 ahead = following
             if ahead is not None:
-                yield _finish(*ahead)
+                yield finish(*ahead)
         finally:
             pool.shutdown(cancel_futures=True)
-
-    def _begin(
-        self, pool: ThreadPoolExecutor, windows: np.ndarray
-    ) -> tuple[Inputs, list[Future]]:
-        """Have threads fill the inputs of a group."""
-        n, n_bins = len(windows), self.window_bp // BIN_BP
-        sequence = np.empty((n, self.window_bp, 4), dtype=np.float32)
-        atac = np.empty((len(self._tracks), n, n_bins), dtype=np.float32)
-
-        def write_track(window: int, biosample: int, bins: np.ndarray) -> None:
-            bins[:] = soft_clip(self._bins(window, biosample), INPUT_CLIP)
-
-        tasks = []
-        for i, window in enumerate(windows.tolist()):
-            tasks.append(pool.submit(self._write_sequence, window, sequence[i]))
-            for b, bins in enumerate(atac[:, i]):
-                tasks.append(pool.submit(write_track, window, b, bins))
-        return Inputs(windows, sequence, atac), tasks
 
     def target(self, windows: Sequence[int], biosample: int) -> np.ndarray:
         """Return the measured signal per token, shape (n, n_tokens)."""
@@ -333,13 +318,6 @@ class WindowDataset:
                 "block": np.repeat(rows["block"].to_numpy(), self.n_tokens),
             }
         )
-
-
-def _finish(inputs: Inputs, tasks: list[Future]) -> Inputs:
-    """Wait for the threads that fill the inputs of a group."""
-    for task in tasks:
-        task.result()
-    return inputs
 
 
 def _motif_activity(path: Path, order: list[str]) -> np.ndarray:
