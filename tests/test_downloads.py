@@ -555,7 +555,8 @@ def test_fetch_genome_verifies_unpacks_and_indexes(served, golden_path, kept):
 def test_fetch_genome_reads_a_mirror(golden_path, kept):
     path = fetch_genome("tiny", kept, source=golden_path / "tiny.fa.gz")
     assert path.read_text() == FASTA
-    assert (golden_path / "tiny.fa.gz").is_file()
+    fetch_genome("tiny", golden_path, source=golden_path / "tiny.fa.gz")
+    assert (golden_path / "tiny.fa.gz").is_file()  # the original stays in any case
 
 
 def test_fetch_genome_refuses_what_is_not_a_verified_fasta(golden_path, kept):

@@ -166,8 +166,7 @@ def _transfer(
             start, found = 0, _found(response, url)
             if None not in (expected, found["size"]) and found["size"] != expected:
                 raise ValueError(
-                    f"{url}: expected {expected:,} bytes; "
-                    f"the server has {found['size']:,}"
+                    f"expected {expected:,} bytes; the server has {found['size']:,}"
                 )
             discard(part)
             write_json(_state_of(part), found)

@@ -239,8 +239,8 @@ def fetch_genome(
     """Return an indexed FASTA of a genome, fetching and unpacking it if needed.
 
     The compressed file is verified against ``md5sum.txt`` beside it, unpacked, indexed
-    and removed. hg38 takes about 1 GB to transfer and 3.3 GB to keep; while it is
-    unpacked both are on the disk.
+    and, if it was transferred, removed. hg38 takes about 1 GB to transfer and 3.3 GB to
+    keep; while it is unpacked both are on the disk.
 
     Parameters
     ----------
@@ -281,7 +281,8 @@ def fetch_genome(
             pysam.faidx(str(draft))
             Path(f"{draft}.fai").replace(index)
             draft.replace(fasta)
-        packed.unlink(missing_ok=True)
+        if packed.is_symlink() or local_path(url) is None:  # else it is the original
+            packed.unlink(missing_ok=True)
     return fasta
 
 
@@ -295,8 +296,8 @@ class _Resume:
 
     def __call__(self, url: str, output_file: str, pooch: object) -> None:
         _transfer.download(url, self.part, size=self.size, label=self.label)
-        # pooch verifies a temporary file of its own, which is lost if we are killed
-        # meanwhile. As a second name of the part it can be lost.
+        # pooch verifies a temporary file, which is lost if the process is killed
+        # meanwhile: let it be a second name of the part.
         os.unlink(output_file)
         try:
             os.link(self.part, output_file)
@@ -316,9 +317,7 @@ class _Link:
             raise FileNotFoundError(f"no such file: {self.original}")
         found = self.original.stat().st_size
         if self.size not in (None, found):
-            raise ValueError(
-                f"{self.original}: expected {self.size:,} bytes; found {found:,}"
-            )
+            raise ValueError(f"expected {self.size:,} bytes; found {found:,}")
         os.unlink(output_file)
         os.symlink(self.original, output_file)
 
