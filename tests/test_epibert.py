@@ -8,13 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from helpers._convolution import SoftmaxPool, max_pool
+from helpers._performer import PerformerAttention, _philox, _rotary_frequency
 from helpers.epibert import (
     EpiBERT,
     EpiBERTConfig,
-    PerformerAttention,
-    SoftmaxPool,
-    _philox,
-    _rotary_frequency,
     projection_matrix,
     rotary_table,
 )
@@ -80,13 +78,12 @@ def random_inputs(config, batch, seed=0):
 def intermediates(model, inputs):
     """Named as in the fixture, channels last."""
     sequence, atac, motif_activity = inputs
-    stem = model.sequence_stem(sequence.transpose(1, 2))
+    stem = model.sequence_stem(sequence)
     stem = model.sequence_pool(stem + model.sequence_residual(stem))
-    found = {"seq_after_stem": stem.transpose(1, 2)}
+    found = {"seq_after_stem": stem}
     found["seq_after_tower"] = features = model.encode_sequence(sequence)
-    stem = model.atac_stem(nn.functional.pad(atac.unsqueeze(1), (24, 25)))
-    stem = nn.functional.max_pool1d(stem + model.atac_residual(stem), 2)
-    found["atac_after_stem"] = stem.transpose(1, 2)
+    stem = model.atac_stem(atac.unsqueeze(-1))
+    found["atac_after_stem"] = max_pool(stem + model.atac_residual(stem), 2)
     found["atac_after_tower"] = model._encode_atac(atac)
     found["motif_embedding"] = model._encode_motifs(motif_activity).unsqueeze(1)
     x = model.encode_context(features, atac, motif_activity)
@@ -274,16 +271,18 @@ def test_rotary_table_agrees_with_tensorflow_to_the_bit(reference):
 
 def test_softmax_pool_weighs_pairs_by_their_logits():
     torch.manual_seed(0)
-    pool, x = SoftmaxPool(3), torch.randn(2, 3, 8)
-    pairs = x.unflatten(-1, (4, 2))
-    weights = torch.einsum("c,bcpt->bpt", pool.logit.weight[0], pairs).softmax(-1)
-    expected = torch.einsum("bpt,bcpt->bcp", weights, pairs)
+    pool, x = SoftmaxPool(3), torch.randn(2, 8, 3)
+    pairs = x.unflatten(1, (4, 2))
+    weights = torch.einsum("c,bptc->bpt", pool.logit.weight[0], pairs).softmax(-1)
+    expected = torch.einsum("bpt,bptc->bpc", weights, pairs)
     torch.testing.assert_close(pool(x), expected)
 
 
 def test_attention_equals_its_quadratic_form():
     torch.manual_seed(0)
-    attention = PerformerAttention(SMALL).double()
+    attention = PerformerAttention(
+        16, 2, n_tokens=8, n_features=256, seed=19, stabilizer=1e-3
+    ).double()
     x = torch.randn(2, 8, 16, dtype=torch.float64)
     turns = torch.complex(attention.cosine, attention.sine)
     mixed = []
@@ -296,7 +295,7 @@ def test_attention_equals_its_quadratic_form():
             for w in (attention.query.weight, attention.key.weight)
         )
         query, key = (
-            (u @ attention.projection.T).relu() + SMALL.feature_stabilizer
+            (u @ attention.projection.T).relu() + attention.stabilizer
             for u in (query, key)
         )
         weights = query @ key.transpose(1, 2)

@@ -1,23 +1,31 @@
 """EpiBERT: DNA sequence and ATAC-seq in, accessibility of every 128-bp token out.
 
 A PyTorch re-implementation of the ATAC pre-training model of Javed et al. (2025),
-at any size. Public tensors are channels-last, (batch, position, channel);
-convolutions work channels-first inside. Weights of the authors' TensorFlow
-checkpoints fit as they are (see :mod:`helpers.checkpoints`).
+at any size. Tensors are channels-last, (batch, position, channel). Weights of the
+authors' TensorFlow checkpoints fit as they are (see :mod:`helpers.checkpoints`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from helpers._convolution import (
+    NORM_EPS,
+    ConvBlock,
+    Convolution,
+    SoftmaxPool,
+    in_pieces,
+    max_pool,
+)
+from helpers._performer import PerformerAttention, projection_matrix, rotary_table
 
 __all__ = [
     "ATAC_BIN_BP",
@@ -35,7 +43,14 @@ _ATAC_STEM_WIDTH = 50
 _ATAC_TOWER_POOL = 4
 _MOTIF_DROPOUT = (0.25, 0.0625)
 _FFN_WIDENING = 2
-_NORM_EPS = 1e-5
+
+# In inference, the layers with the longest activations work on pieces of a window: the
+# stem and so many blocks of the sequence tower. Each piece reads a halo on both sides,
+# for the stem reaches 7 bp and block i two positions of 2^(i+1) bp: 35 bp for the stem
+# and three blocks (259 bp, three tokens, for all six).
+_PIECED_BLOCKS = 3
+_HALO_BP = TOKEN_BP
+_PIECE_BP = 112 * TOKEN_BP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,222 +250,19 @@ _AUTHORS_ARGUMENTS = {
 }
 
 
-def _philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """Philox 4x32-10 of counters of shape (n, 4), as (n, 4) words of 32 bits."""
-    low = np.uint64(0xFFFFFFFF)
-    shift = np.uint64(32)
-    c0, c1, c2, c3 = (counter[:, i].astype(np.uint64) for i in range(4))
-    key0, key1 = key
-    for _ in range(10):
-        product0 = c0 * np.uint64(0xD2511F53)
-        product1 = c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (
-            (product1 >> shift) ^ c1 ^ np.uint64(key0),
-            product1 & low,
-            (product0 >> shift) ^ c3 ^ np.uint64(key1),
-            product0 & low,
-        )
-        key0 = (key0 + 0x9E3779B9) & 0xFFFFFFFF
-        key1 = (key1 + 0xBB67AE85) & 0xFFFFFFFF
-    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)
-
-
-def _stateless_normal(shape: tuple[int, int], seed: tuple[int, int]) -> np.ndarray:
-    """Draw TensorFlow's stateless standard normals, float32, by Box-Muller."""
-    mask = 0xFFFFFFFF
-    seed_words = [word for s in seed for word in (s & mask, (s >> 32) & mask)]
-    scramble_key = (0x3EC8F720, 0x02461E29)
-    w0, w1, w2, w3 = _philox(np.array([seed_words], np.uint32), scramble_key)[0]
-    n_groups = -(-shape[0] * shape[1] // 4)
-    counter = np.zeros((n_groups, 4), np.uint32)
-    counter[:, 0] = np.arange(n_groups)
-    counter[:, 2:] = w2, w3
-    words = _philox(counter, (int(w0), int(w1)))
-    uniform = (words & np.uint32(0x7FFFFF)).astype(np.float32) * np.float32(2**-23)
-    first, second = uniform[:, 0::2], uniform[:, 1::2]
-    radius = np.sqrt(-2 * np.log(np.maximum(first, np.float32(1e-7))))
-    angle = np.float32(2 * np.pi) * second
-    normals = np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=-1)
-    return normals.reshape(-1)[: shape[0] * shape[1]].reshape(shape)
-
-
-@lru_cache(maxsize=8)
-def projection_matrix(n_features: int, head_width: int, seed: int) -> np.ndarray:
-    """Regenerate the random projection of the Performer attention.
-
-    Blocks of orthonormal rows, each row stretched to the length of a Gaussian vector.
-    The matrix is no weight and no checkpoint holds it: all heads and blocks of a
-    model share the one that its seed gives.
-
-    Parameters
-    ----------
-    n_features : int
-        Random features per head, the number of rows.
-    head_width : int
-        Channels per head, the number of columns.
-    seed : int
-        Seed, as the authors pass it (19 for the published model).
-
-    Returns
-    -------
-    numpy.ndarray, shape (n_features, head_width)
-        Float32, read-only.
-
-    Notes
-    -----
-    TensorFlow's stateless normal generator (Philox 4x32-10 [1]_ and Box-Muller) and
-    Householder QR without sign fixing, reproduced in numpy.
-
-    .. [1] Salmon et al. (2011), Parallel random numbers: as easy as 1, 2, 3.
-    """
-    n_blocks, n_rest = divmod(n_features, head_width)
-    square = (head_width, head_width)
-    seeds = [(seed + i, 2) for i in range(n_blocks)]
-    if n_rest:
-        seeds.append((seed + n_blocks, 5))
-    rows = [np.linalg.qr(_stateless_normal(square, pair)).Q.T for pair in seeds]
-    directions = np.concatenate(rows)[:n_features]
-    gaussian = _stateless_normal((n_features, head_width), (seed + n_blocks + 4, 6))
-    matrix = np.linalg.norm(gaussian, axis=1, keepdims=True) * directions
-    matrix = np.ascontiguousarray(matrix, dtype=np.float32)
-    matrix.setflags(write=False)
-    return matrix
-
-
-# TensorFlow's float32 power 10000^x is not always the nearest float32 number. Among the
-# multiples of 1/64, the exponents of the published head width of 128, it is one unit in
-# the last place too low (-inf) or too high (inf) at these three.
-_POWER_CORRECTIONS = {2 / 64: -np.inf, 47 / 64: np.inf, 50 / 64: -np.inf}
-
-
-def _rotary_frequency(head_width: int) -> np.ndarray:
-    """Compute TensorFlow's 1 / 10000^(2j/d), float32 of shape (head_width // 2,)."""
-    exponent = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
-    power = np.power(10_000.0, exponent.astype(np.float64)).astype(np.float32)
-    for value, direction in _POWER_CORRECTIONS.items():
-        at = exponent == np.float32(value)
-        power[at] = np.nextafter(power[at], np.float32(direction))
-    return np.float32(1) / power
-
-
-def rotary_table(n_tokens: int, head_width: int) -> tuple[Tensor, Tensor]:
-    """Compute sines and cosines of the rotary position embedding.
-
-    Parameters
-    ----------
-    n_tokens : int
-        Number of positions.
-    head_width : int
-        Channels per head; channels ``2j`` and ``2j + 1`` turn together.
-
-    Returns
-    -------
-    sine, cosine : torch.Tensor, shape (n_tokens, head_width // 2)
-        Float32 numbers rounded to bfloat16, as the authors' model rounds them
-        under every precision policy.
-    """
-    position = np.arange(n_tokens, dtype=np.float32)[:, None]
-    angle = position * _rotary_frequency(head_width)
-    # Double precision from here to the rounding is the same on every platform.
-    angle = torch.from_numpy(angle.astype(np.float64))
-    sine, cosine = angle.sin().float(), angle.cos().float()
-    return sine.bfloat16().float(), cosine.bfloat16().float()
-
-
-class ConvBlock(nn.Module):
-    """Batch norm, tanh-approximated GELU and a convolution, in this order."""
-
-    def __init__(self, d_in: int, d_out: int, width: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(d_in, eps=_NORM_EPS, momentum=0.1)
-        self.conv = nn.Conv1d(d_in, d_out, width, padding=width // 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, d_in, position) to (batch, d_out, position)."""
-        return self.conv(F.gelu(self.norm(x), approximate="tanh"))
-
-
-class SoftmaxPool(nn.Module):
-    """Pool pairs of positions by a softmax over one learned logit per position.
-
-    Unlike Enformer's attention pooling, all channels share the logit.
-    """
-
-    def __init__(self, n_channels: int) -> None:
-        super().__init__()
-        self.logit = nn.Linear(n_channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, channel, position) to (batch, channel, position / 2)."""
-        logit = self.logit.weight @ x  # (batch, 1, position)
-        # The softmax over two positions is the sigmoid of their difference.
-        weight = torch.sigmoid(logit[..., 0::2] - logit[..., 1::2])
-        left, right = x[..., 0::2], x[..., 1::2]
-        return right + weight * (left - right)
-
-
-class PerformerAttention(nn.Module):
-    """Linear attention over ReLU random features, with rotary positions.
-
-    Each head replaces the softmax kernel by phi(q) . phi(k), where
-    phi(u) = relu(P u / sqrt(m)) + s, so that its cost is linear in the tokens
-    (Choromanski et al. 2021, Rethinking attention with Performers).
-    """
-
-    def __init__(self, config: EpiBERTConfig) -> None:
-        super().__init__()
-        d_model, head_width = config.d_model, config.d_model // config.n_heads
-        self.n_heads = config.n_heads
-        self.stabilizer = config.feature_stabilizer
-        self.query = nn.Linear(d_model, d_model, bias=False)
-        self.key = nn.Linear(d_model, d_model, bias=False)
-        self.value = nn.Linear(d_model, d_model, bias=False)
-        self.output = nn.Linear(d_model, d_model, bias=False)
-        n_features = config.n_random_features
-        matrix = projection_matrix(n_features, head_width, config.projection_seed)
-        features = torch.from_numpy(matrix * np.float32(n_features**-0.5))
-        sine, cosine = rotary_table(config.n_tokens, head_width)
-        # Derived from the configuration, hence not part of the saved state.
-        self.register_buffer("projection", features, persistent=False)
-        self.register_buffer("sine", sine, persistent=False)
-        self.register_buffer("cosine", cosine, persistent=False)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """Split (batch, token, d_model) into (batch, head, token, head width)."""
-        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-
-    def _features(self, x: Tensor) -> Tensor:
-        """Rotate queries or keys by position, then map them to random features."""
-        sine, cosine = self.sine[: x.shape[2]], self.cosine[: x.shape[2]]
-        even, odd = x[..., 0::2], x[..., 1::2]
-        turned = (even * cosine - odd * sine, odd * cosine + even * sine)
-        rotated = torch.stack(turned, dim=-1).flatten(-2)
-        return F.relu(rotated @ self.projection.T) + self.stabilizer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix tokens: (batch, token, d_model) to the same shape."""
-        query = self._features(self._heads(self.query(x)))  # (B, H, T, m)
-        key = self._features(self._heads(self.key(x)))
-        value = self._heads(self.value(x))  # (B, H, T, width)
-        summary = key.transpose(2, 3) @ value  # (B, H, m, width)
-        total = query @ key.sum(dim=2).unsqueeze(-1)  # (B, H, T, 1), positive by s
-        mixed = (query @ summary) / total
-        return self.output(mixed.transpose(1, 2).flatten(2))
-
-
 class FeedForward(nn.Module):
     """Layer norm and a two-layer ReLU perceptron, twice as wide inside."""
 
     def __init__(self, d_model: int, dropout: float) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(d_model, eps=_NORM_EPS)
+        self.norm = nn.LayerNorm(d_model, eps=NORM_EPS)
         self.wide = nn.Linear(d_model, _FFN_WIDENING * d_model)
         self.narrow = nn.Linear(_FFN_WIDENING * d_model, d_model)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, token, d_model) to the same shape."""
-        hidden = F.relu(self.dropout(self.wide(self.norm(x))))
+        hidden = F.relu(self.dropout(self.wide(self.norm(x))), inplace=True)
         return self.dropout(self.narrow(hidden))
 
 
@@ -459,8 +271,15 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: EpiBERTConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.d_model, eps=_NORM_EPS)
-        self.attention = PerformerAttention(config)
+        self.norm = nn.LayerNorm(config.d_model, eps=NORM_EPS)
+        self.attention = PerformerAttention(
+            config.d_model,
+            config.n_heads,
+            n_tokens=config.n_tokens,
+            n_features=config.n_random_features,
+            seed=config.projection_seed,
+            stabilizer=config.feature_stabilizer,
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.ffn = FeedForward(config.d_model, config.dropout)
 
@@ -468,6 +287,19 @@ class TransformerBlock(nn.Module):
         """Map the stream before the block to the stream after it."""
         x = x + self.dropout(self.attention(self.norm(x)))
         return x + self.ffn(x)
+
+
+def _in_precision(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Run a method of the model in the precision that the model is set to."""
+
+    @wraps(method)
+    def run(self: EpiBERT, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not self.bfloat16:  # whatever the caller has set
+            return method(self, x, *args, **kwargs)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return method(self, x, *args, **kwargs)
+
+    return run
 
 
 class EpiBERT(nn.Module):
@@ -484,18 +316,26 @@ class EpiBERT(nn.Module):
         Sizes and switches.
     random_state : int, default 0
         Seed of the initial weights; the global generator is left as it was.
+
+    Attributes
+    ----------
+    config : EpiBERTConfig
+    bfloat16 : bool
+        Whether large products are computed in bfloat16, as the authors trained and
+        scored; weights, norms, sums and the output stay float32. False at first.
     """
 
     def __init__(self, config: EpiBERTConfig, *, random_state: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.bfloat16 = False
         with torch.random.fork_rng(devices=[]):
             self._build(config)
         self._initialize(torch.Generator().manual_seed(random_state))
 
     def _build(self, config: EpiBERTConfig) -> None:
         filters = config.sequence_filters
-        self.sequence_stem = nn.Conv1d(4, filters[0], 15, padding=7)
+        self.sequence_stem = Convolution(4, filters[0], 15)
         self.sequence_residual = ConvBlock(filters[0], filters[0], 1)
         self.sequence_pool = SoftmaxPool(filters[0])
         self.sequence_tower = nn.ModuleList(
@@ -503,7 +343,7 @@ class EpiBERT(nn.Module):
             for d_in, d_out in zip((filters[0], *filters), filters, strict=False)
         )
         filters = config.atac_filters
-        self.atac_stem = nn.Conv1d(1, _ATAC_STEM_CHANNELS, _ATAC_STEM_WIDTH)
+        self.atac_stem = Convolution(1, _ATAC_STEM_CHANNELS, _ATAC_STEM_WIDTH)
         self.atac_residual = ConvBlock(_ATAC_STEM_CHANNELS, _ATAC_STEM_CHANNELS, 1)
         self.atac_tower = nn.ModuleList(
             ConvBlock(d_in, d_out, 5)
@@ -521,7 +361,7 @@ class EpiBERT(nn.Module):
             TransformerBlock(config) for _ in range(config.n_blocks)
         )
         self.final_norm = (
-            nn.LayerNorm(d_model, eps=_NORM_EPS) if config.final_norm else nn.Identity()
+            nn.LayerNorm(d_model, eps=NORM_EPS) if config.final_norm else nn.Identity()
         )
         self.head_block = ConvBlock(d_model, d_model // config.head_scale, 1)
         self.head_dropout = nn.Dropout(config.head_dropout)
@@ -539,6 +379,7 @@ class EpiBERT(nn.Module):
                 if module.bias is not None:
                     module.bias.zero_()
 
+    @_in_precision
     def encode_sequence(self, sequence: Tensor) -> Tensor:
         """Run the sequence tower, the part that all biosamples share.
 
@@ -552,12 +393,22 @@ class EpiBERT(nn.Module):
         torch.Tensor, shape (batch, n_tokens, d_model)
         """
         _check_shape("sequence", sequence, (self.config.input_length, 4))
-        x = self.sequence_stem(sequence.transpose(1, 2))
-        x = self.sequence_pool(x + self.sequence_residual(x))
-        for block in self.sequence_tower:
+        # Batch norm in training needs the statistics of whole windows.
+        size = self.config.input_length if self.training else _PIECE_BP
+        x = in_pieces(self._start_sequence, sequence, size=size, halo=_HALO_BP)
+        for block in self.sequence_tower[_PIECED_BLOCKS:]:
             x = block(x)
-        return x.transpose(1, 2)
+        return x
 
+    def _start_sequence(self, sequence: Tensor) -> Tensor:
+        """Run the layers of the sequence tower that work on pieces of a window."""
+        x = self.sequence_stem(sequence)
+        x = self.sequence_pool(x + self.sequence_residual(x))
+        for block in self.sequence_tower[:_PIECED_BLOCKS]:
+            x = block(x)
+        return x
+
+    @_in_precision
     def encode_context(
         self, sequence_features: Tensor, atac: Tensor, motif_activity: Tensor
     ) -> Tensor:
@@ -586,18 +437,17 @@ class EpiBERT(nn.Module):
         motifs = self._encode_motifs(motif_activity)
         motifs = motifs.unsqueeze(1).expand(-1, config.n_tokens, -1)
         parts = (sequence_features, self._encode_atac(atac), motifs)
-        return self.input_projection(torch.cat(parts, dim=-1))
+        stream = self.input_projection(torch.cat(parts, dim=-1))
+        # Blocks add to the stream in the precision that it starts with.
+        return stream.to(torch.promote_types(stream.dtype, torch.float32))
 
     def _encode_atac(self, atac: Tensor) -> Tensor:
         """Map (batch, bin) to (batch, token, channel)."""
-        # An even width pads one more on the right, as TensorFlow does.
-        margin = _ATAC_STEM_WIDTH - 1
-        padded = F.pad(atac.unsqueeze(1), (margin // 2, margin - margin // 2))
-        x = self.atac_stem(padded)
-        x = F.max_pool1d(x + self.atac_residual(x), 2)
+        x = self.atac_stem(atac.unsqueeze(-1))
+        x = max_pool(x + self.atac_residual(x), 2)
         for block in self.atac_tower:
-            x = F.max_pool1d(block(x), _ATAC_TOWER_POOL)
-        return x.transpose(1, 2)
+            x = max_pool(block(x), _ATAC_TOWER_POOL)
+        return x
 
     def _encode_motifs(self, motif_activity: Tensor) -> Tensor:
         """Map (batch, motif) to (batch, motif_units // 4)."""
@@ -606,6 +456,7 @@ class EpiBERT(nn.Module):
         hidden = F.dropout(hidden, _MOTIF_DROPOUT[0], self.training)
         return F.dropout(self.motif_output(hidden), _MOTIF_DROPOUT[1], self.training)
 
+    @_in_precision
     def run_blocks(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Run transformer blocks ``start`` to ``stop`` (exclusive; all by default).
 
@@ -631,6 +482,7 @@ class EpiBERT(nn.Module):
             x = self.blocks[i](x)
         return x
 
+    @_in_precision
     def head(self, x: Tensor) -> Tensor:
         """Predict accessibility from the residual stream after the last block.
 
@@ -643,8 +495,8 @@ class EpiBERT(nn.Module):
         torch.Tensor, shape (batch, n_outputs)
             Expected ATAC signal, summed over each inner token; float32 or wider.
         """
-        x = self.head_block(self.final_norm(x).transpose(1, 2)).transpose(1, 2)
-        x = F.gelu(self.head_dropout(x), approximate="tanh")
+        x = self.head_dropout(self.head_block(self.final_norm(x)))
+        x = F.gelu(x, approximate="tanh")
         logit = self.head_output(x).squeeze(-1)
         if logit.dtype != torch.float64:  # half-precision outputs would be coarse
             logit = logit.float()
