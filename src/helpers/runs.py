@@ -138,6 +138,13 @@ class Run:
             raise FileNotFoundError(f"artefact {name!r} is not in {self.folder}")
         return json.loads(sidecar.read_text(encoding="utf-8"))["key"]
 
+    def is_current(self, name: str, recipe: dict) -> bool:
+        """Return whether an artefact is there and was made by a recipe."""
+        try:
+            return self.key(name) == _digest(_plain(recipe))
+        except FileNotFoundError:
+            return False
+
     def artefact(
         self,
         name: str,
@@ -170,14 +177,11 @@ class Run:
             If ``build`` wrote nothing to its path.
         """
         path = self.path(name)
+        if self.is_current(name, recipe):
+            return path
         recipe = _plain(recipe)
-        text = json.dumps(recipe, sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
-        try:
-            if self.key(name) == key:
-                return path
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        key = _digest(recipe)
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{key}.partial")
         for leftover in _partials(path):
             if not (resumable and leftover == partial):
@@ -214,6 +218,11 @@ class Run:
         """
         path = self.artefact(name, recipe, lambda partial: build().to_parquet(partial))
         return pd.read_parquet(path)
+
+
+def _digest(recipe: object) -> str:
+    text = json.dumps(recipe, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
 
 
 def _sidecar(path: Path) -> Path:

@@ -160,8 +160,8 @@ def read_tissue(path: str | Path) -> Tissue:
         wrong type or out of range; all problems are listed.
     """
     path = Path(path)
-    content = _read_yaml(path)
-    problems = _entry_problems(content, _TISSUE_KEYS, _TISSUE_REQUIRED, _TISSUE_TEXT)
+    content = read_yaml(path)
+    problems = entry_problems(content, _TISSUE_KEYS, _TISSUE_REQUIRED, _TISSUE_TEXT)
     replicates = content.get("replicates") or []
     if not isinstance(replicates, list):
         problems.append(f"key 'replicates' must be a list; got {replicates!r}")
@@ -209,9 +209,7 @@ def read_tissue(path: str | Path) -> Tissue:
     return Tissue(path=path, **own)
 
 
-def tissue_files(
-    folder: str | Path, names: Sequence[str] | None = None
-) -> list[Path]:
+def tissue_files(folder: str | Path, names: Sequence[str] | None = None) -> list[Path]:
     """Return the tissue files of a folder.
 
     Parameters
@@ -298,7 +296,7 @@ def check_together(tissues: Sequence[Tissue]) -> None:
             raise ValueError(f"{what} names used by two tissue files: {twice}")
 
 
-def _read_yaml(path: Path) -> dict:
+def read_yaml(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"tissue file not found: {path}")
     try:
@@ -317,7 +315,7 @@ def _resolve(value: str, base: Path) -> Path:
     return Path(os.path.normpath(base / expanded))
 
 
-def _entry_problems(
+def entry_problems(
     entry: dict, known: set[str], required: Sequence[str], text: Sequence[str]
 ) -> list[str]:
     """Check the keys of an entry, and that values which should be text are."""
@@ -341,7 +339,7 @@ def _entry_problems(
 def _sample_problems(where: str, entry: object) -> list[str]:
     if not isinstance(entry, dict):
         return [f"expected a biosample (name, signal, ...); got {entry!r}"]
-    problems = _entry_problems(entry, _SAMPLE_KEYS, _SAMPLE_REQUIRED, _SAMPLE_TEXT)
+    problems = entry_problems(entry, _SAMPLE_KEYS, _SAMPLE_REQUIRED, _SAMPLE_TEXT)
     in_pair = where in CONTEXTS
     context = entry.get("context", where if in_pair else None)
     kind = entry.get("signal_kind", "coverage")
