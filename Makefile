@@ -7,11 +7,17 @@ DATA        ?= simulated
 
 NOTEBOOKS := 01_extraction 02_sae 03_cds 04_causal 05_annotation results
 
-# One set of folders for each data set: the embedded one, or a folder of tissue files.
+# One set of folders for each data set: the embedded one, ENCODE's, or a folder of tissue
+# files.
 ifeq ($(DATA),simulated)
 NAME   := simulated
 SUFFIX :=
 OUTPUT := .
+else ifeq ($(DATA),encode)
+NAME    := encode
+TISSUES := $(wildcard src/helpers/resources/encode/*.yml)
+SUFFIX  := -encode
+OUTPUT  := _build/book-encode
 else
 ifneq ($(words $(DATA)),1)
 $(error DATA must be one folder without spaces; got "$(DATA)")
@@ -21,8 +27,8 @@ TISSUES := $(wildcard $(patsubst %/,%,$(DATA))/*.yml)
 ifeq ($(TISSUES),)
 $(error DATA=$(DATA) holds no tissue file (*.yml); expected a folder with one per tissue)
 endif
-ifeq ($(NAME),simulated)
-$(error DATA=$(DATA): the name "simulated" belongs to the embedded data; rename the folder)
+ifneq ($(filter simulated encode,$(NAME)),)
+$(error DATA=$(DATA): the name "$(NAME)" belongs to data of the project; rename the folder)
 endif
 SUFFIX := -$(NAME)
 OUTPUT := _build/book$(SUFFIX)
@@ -53,6 +59,7 @@ export JUPYTER_PLATFORM_DIRS := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
+	@echo '  make book DATA=encode     the same book from public ATAC-seq and the published model'
 	@echo '  make book DATA=FOLDER     the same book from a folder of tissue files'
 	@echo '  make book ARGS="..."      further papermill options, such as -p device cuda'
 	@echo '  make test ARGS="..."      further pytest options, such as -k cds'

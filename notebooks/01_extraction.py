@@ -31,12 +31,13 @@ if importlib.util.find_spec("helpers") is None:  # a fresh runtime, such as Cola
 
 # %% tags=["parameters"]
 run: str = "_build/runs/simulated"  # folder of artefacts
-data: str = "simulated"  # or a folder of tissue files
+data: str = "simulated"  # or "encode", or a folder of tissue files
 tissues: list = []  # which of them; all if empty
 blocks: list = []  # transformer blocks; all if empty
 seed: int = 0  # of everything random after the model
 device: str = "cpu"  # torch device
-model: str = ""  # folder or checkpoint of a model; the small one if empty
+model: str = ""  # folder or checkpoint; the one that goes with the data if empty
+precision: str = "float32"  # or "bfloat16", where the hardware has it
 
 # %% tags=["remove-stderr"]
 import matplotlib.pyplot as plt
@@ -57,6 +58,7 @@ study = stages.open_study(
     seed=seed,
     device=device,
     model=model,
+    precision=precision,
 )
 print(f"run {run} | data {data} | seed {seed} | device {device}")
 print(f"blocks {study.blocks} | model {study.model_hash}")
@@ -157,6 +159,11 @@ print(
     f"{len(store.biosamples)} biosamples x {len(store.windows)} windows x {store.n_tokens} tokens"
 )
 print(f"width {store.d_model}, layers {store.layers}")
+
+# %% tags=["hide-input"]
+if precision == "bfloat16":
+    display(Markdown("The model multiplies in bfloat16; on one window this costs:"))
+    display(stages.precision_error(study).style.format("{:.4g}"))
 
 # %% [markdown]
 # A mean far from zero makes dictionary features die in training, which is why dictionaries center their input (page 02).

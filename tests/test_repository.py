@@ -15,7 +15,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import helpers
-from helpers import simulate
+from helpers import public_data, simulate
 from helpers.tissues import Biosample, Tissue, read_tissue
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -278,4 +278,5 @@ def test_page_on_real_data_explains_every_key():
     )
     keys = {field.name for field in fields(Biosample)} - {"context", "lineage"}
     keys |= {field.name for field in fields(Tissue)} | {"tissue"}
-    assert explained == keys - {"path", "replicate"}
+    public = public_data.TISSUE_KEYS | public_data.SAMPLE_KEYS
+    assert explained == (keys | public) - {"path", "replicate", "context", "files"}

@@ -64,6 +64,31 @@ def test_open_study_warns_of_a_model_that_predicts_nothing(
             stages.open_study(tmp_path / "run", **options)
 
 
+def test_bfloat16_is_another_model_and_its_error_is_told(
+    small_world, small_model_folder, tmp_path
+):
+    options = {
+        "data": str(small_world.folder / "tissues"),
+        "model": str(small_model_folder),
+    }
+    with pytest.raises(ValueError, match="precision must be one of"):
+        stages.open_study(tmp_path / "run", precision="float16", **options)
+    exact, study = (
+        stages.open_study(tmp_path / "run", precision=precision, **options)
+        for precision in ("float32", "bfloat16")
+    )
+    assert study.model_hash != exact.model_hash
+    error = stages.precision_error(study)
+    assert study.model.bfloat16  # as it was
+    assert (error["max_error"] > 0).all()
+    assert (error["max_error"] < 0.05 * error["max_value"]).all()
+    pd.testing.assert_frame_equal(error, stages.precision_error(exact))
+    stream = stages.extract(study).layer(1)[0, 0]
+    given = probe.capture(exact.model, inputs(study, 0, 0), [1])[1][0].numpy()
+    assert not np.allclose(stream, given, rtol=1e-3, atol=1e-3)
+    assert np.abs(stream - given).max() < 0.05 * np.abs(given).max()
+
+
 def test_pair_gives_vitro_then_vivo(small_study):
     for lineage in small_study.lineages:
         rows = small_study.design.iloc[list(small_study.pair(lineage))]
@@ -90,10 +115,10 @@ def test_extract_continues_after_a_kill(
     study = replace(small_study, run=stages.Run(tmp_path / "run"))
     extract_batch, done = stages._extract_batch, []
 
-    def dies(study, store, batch, motif):
+    def dies(study, store, batch, *inputs):
         if len(done) == 2:
             raise KeyboardInterrupt
-        extract_batch(study, store, batch, motif)
+        extract_batch(study, store, batch, *inputs)
         done.append(batch)
 
     monkeypatch.setattr(stages, "_extract_batch", dies)
@@ -102,9 +127,9 @@ def test_extract_continues_after_a_kill(
     assert not study.run.path("activations.zarr").exists()
     again = []
 
-    def counts(study, store, batch, motif):
+    def counts(study, store, batch, *inputs):
         again.append(batch)
-        extract_batch(study, store, batch, motif)
+        extract_batch(study, store, batch, *inputs)
 
     monkeypatch.setattr(stages, "_extract_batch", counts)
     store = stages.extract(study)

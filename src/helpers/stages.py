@@ -7,6 +7,7 @@ loaded, what is missing is made. Stages hand each other artefacts, nothing else.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -23,11 +24,13 @@ from helpers.activations import ActivationStore, WindowSummary, summarize
 from helpers.cds import bootstrap_ratio, context_divergence, paired_blocks
 from helpers.epibert import EpiBERT
 from helpers.pretrain import PretrainConfig, load_arrays, predict_masked, pretrain
+from helpers.public_data import ENCODE_TISSUES, is_public, localize
+from helpers.published_weights import published_weights
 from helpers.runs import Run, code_digest, file_stamps
 from helpers.sae import BatchTopKSAE, SAEConfig, evaluate, train
 from helpers.small_model import SMALL_WINDOW_BP, load_small_model, small_config
-from helpers.tissues import read_tissues
-from helpers.windows import WindowDataset
+from helpers.tissues import read_tissues, tissue_files
+from helpers.windows import Inputs, WindowDataset
 
 __all__ = [
     "SAE_CONFIG",
@@ -38,6 +41,7 @@ __all__ = [
     "late_early_ratio",
     "layer_counts",
     "open_study",
+    "precision_error",
     "read_cards",
     "score_context",
     "summaries",
@@ -52,6 +56,7 @@ ALPHA = 0.05  # family-wise, per block
 _OWN_TRAINING = PretrainConfig(n_steps=1200, warmup_steps=100)  # minutes on a CPU
 _BLIND_R = 0.1  # masked-token correlation of a model that does not fit its inputs
 _GLANCE_WINDOWS = 2
+_PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,9 @@ class Study:
 
     @cached_property
     def model_hash(self) -> str:
-        """Digest of configuration and weights of the model."""
-        digest = hashlib.sha256(repr(self.model.config.to_dict()).encode())
+        """Digest of configuration, precision and weights of the model."""
+        facts = [self.model.config.to_dict()] + ["bfloat16"] * self.model.bfloat16
+        digest = hashlib.sha256(repr(facts).encode())
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().numpy().tobytes())
@@ -132,6 +138,7 @@ def open_study(
     seed: int = 0,
     device: str = "cpu",
     model: str = "",
+    precision: str = "float32",
 ) -> Study:
     """Open a run: read and check its data, load its model.
 
@@ -140,7 +147,8 @@ def open_study(
     run : str or Path
         Run folder, made if absent.
     data : str
-        ``simulated``, or a folder of tissue files.
+        ``simulated``; ``encode``, the public ATAC-seq of the published study; or a
+        folder of tissue files, which may name public data.
     tissues : list of str, optional
         Which tissues; the study's three of the simulated world, or all files of the
         folder, if empty.
@@ -152,38 +160,44 @@ def open_study(
         Torch device.
     model : str
         Folder or checkpoint prefix of a model. If empty, the small model that ships
-        with the package for simulated data, and for other data a small model trained
-        on their ``select`` windows (minutes, kept in the run folder).
+        with the package for simulated data, the published weights for ``encode``, and
+        for other data a small model trained on their ``select`` windows (minutes, kept
+        in the run folder).
+    precision : str
+        ``float32``, or ``bfloat16`` for the products of the model, faster where the
+        hardware has it; `precision_error` measures what it costs.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If data, tissues, blocks, device or model do not exist or do not fit.
+        If data, tissues, blocks, device, model or precision do not exist or do not fit.
     """
     _check_device(device)
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision must be one of {_PRECISIONS}; got {precision!r}")
     run = Run(run)
+    kept = run.folder.parent.parent / "data"
+    if data == "encode" and not model:
+        model = str(published_weights(kept / "encode" / "weights"))
+    loaded = EpiBERT.from_pretrained(model) if model else None
+    window_bp = loaded.config.input_length if loaded else SMALL_WINDOW_BP
     truth = None
     if data == "simulated":
-        world = simulate.World()
-        parent = Run(run.folder.parent.parent / "data")
-        folder = parent.artefact(
-            "simulated",
-            {"world": simulate.recipe(world)},
-            lambda partial: simulate.write_world(partial, world, progress=_log.info),
-        )
+        folder = _simulated(Run(kept))
         truth, folder = folder / "truth", folder / "tissues"
         tissues = list(tissues or SIMULATED_TISSUES)
     else:
-        folder = Path(data)
-    pairs = read_tissues(folder, list(tissues or []))
-    if model:
-        loaded = EpiBERT.from_pretrained(model)
-        dataset = WindowDataset(pairs, window_bp=loaded.config.input_length)
-    elif data == "simulated":
-        dataset = WindowDataset(pairs, window_bp=SMALL_WINDOW_BP)
+        folder = ENCODE_TISSUES if data == "encode" else Path(data)
+        tissues = [path.stem for path in tissue_files(folder, tissues)]
+        if is_public(folder):
+            output = kept / folder.name
+            folder = localize(folder, output, window_bp=window_bp, names=tissues)
+            _keep_provenance(run, folder, tissues)
+    pairs = read_tissues(folder, tissues)
+    dataset = WindowDataset(pairs, window_bp=window_bp)
+    if loaded is None and data == "simulated":
         loaded = load_small_model()
-    else:
-        dataset = WindowDataset(pairs, window_bp=SMALL_WINDOW_BP)
+    elif loaded is None:
         loaded = _own_model(run, dataset, seed, device)
     n_motifs = dataset.motif_activity.shape[1]
     if loaded.config.n_motifs != n_motifs:
@@ -196,10 +210,33 @@ def open_study(
     outside = [b for b in chosen if b not in range(last + 1)]
     if outside:
         raise ValueError(f"blocks {outside} do not exist; the model has 0 to {last}")
+    loaded.bfloat16 = precision == "bfloat16"
     study = Study(run, dataset, loaded.to(device), chosen, seed, device, truth)
     if model:
         _warn_if_blind(study)
     return study
+
+
+def _simulated(kept: Run) -> Path:
+    """Return the folder of the simulated world."""
+    world = simulate.World()
+    return kept.artefact(
+        "simulated",
+        {"world": simulate.recipe(world)},
+        lambda partial: simulate.write_world(partial, world, progress=_log.info),
+    )
+
+
+def _keep_provenance(run: Run, folder: Path, tissues: list[str]) -> None:
+    """Keep with the run which public files its data were made from."""
+    records = {
+        name: json.loads((folder / f"{name}.provenance.json").read_text("utf-8"))
+        for name in tissues
+    }
+    text = json.dumps(records, indent=1)
+    run.artefact(
+        "provenance.json", records, lambda path: path.write_text(text, "utf-8")
+    )
 
 
 def _check_device(device: str) -> None:
@@ -280,6 +317,41 @@ def _warn_if_blind(study: Study) -> None:
         )
 
 
+@torch.no_grad()
+def precision_error(study: Study) -> pd.DataFrame:
+    """Compare the model in bfloat16 with itself in float32, on one window.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows ``stream after the last block`` and ``output``: largest absolute
+        difference ``max_error``, largest value ``max_value``, and ``correlation``.
+    """
+    dataset, model = study.dataset, study.model
+    sequence = torch.from_numpy(dataset.sequence([0])).to(study.device)
+    atac = torch.from_numpy(dataset.atac([0], 0)).float().to(study.device)
+    motif = torch.from_numpy(dataset.motif_activity[[0]]).to(study.device)
+    found = {}
+    stated = model.bfloat16
+    for model.bfloat16 in (False, True):
+        features = model.encode_sequence(sequence)
+        stream = model.run_blocks(model.encode_context(features, atac, motif))
+        found[model.bfloat16] = {
+            "stream after the last block": stream.float(),
+            "output": model.head(stream),
+        }
+    model.bfloat16 = stated
+    rows = {}
+    for name, exact in found[False].items():
+        pair = torch.stack([exact.flatten(), found[True][name].flatten()])
+        rows[name] = {
+            "max_error": (pair[0] - pair[1]).abs().max().item(),
+            "max_value": exact.abs().max().item(),
+            "correlation": torch.corrcoef(pair.double())[0, 1].item(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def _data_recipe(dataset: WindowDataset) -> dict:
     """Identify the input files of a data set."""
     first = dataset.tissues[0]
@@ -309,10 +381,12 @@ def extract(study: Study) -> ActivationStore:
             d_model=config.d_model,
             model_hash=study.model_hash,
         )
-        batches = list(store.pending())
+        pending = list(store.pending())
         motif = torch.from_numpy(dataset.motif_activity).to(study.device)
-        for batch in tqdm(batches, desc="residual streams"):
-            _extract_batch(study, store, batch, motif)
+        read = dataset.batches(np.arange(b.start, b.stop) for b in pending)
+        progress = tqdm(pending, desc="residual streams")
+        for batch, inputs in zip(progress, read, strict=True):
+            _extract_batch(study, store, batch, inputs, motif)
 
     recipe = {
         "data": _data_recipe(dataset),
@@ -326,15 +400,18 @@ def extract(study: Study) -> ActivationStore:
 
 @torch.no_grad()
 def _extract_batch(
-    study: Study, store: ActivationStore, batch: slice, motif: torch.Tensor
+    study: Study,
+    store: ActivationStore,
+    batch: slice,
+    inputs: Inputs,
+    motif: torch.Tensor,
 ) -> None:
-    model, dataset = study.model, study.dataset
-    windows = np.arange(batch.start, batch.stop)
-    sequence = torch.from_numpy(dataset.sequence(windows)).to(study.device)
+    model = study.model
+    sequence = torch.from_numpy(inputs.sequence).to(study.device)
     features = model.encode_sequence(sequence)
     for b, name in enumerate(store.biosamples):
-        atac = torch.from_numpy(dataset.atac(windows, b)).float().to(study.device)
-        stream = model.encode_context(features, atac, motif[b].expand(len(windows), -1))
+        atac = torch.from_numpy(inputs.atac[b]).to(study.device)
+        stream = model.encode_context(features, atac, motif[b].expand(len(atac), -1))
         start = 0
         for layer in sorted(study.blocks):
             stream = model.run_blocks(stream, start, layer + 1)
