@@ -83,9 +83,9 @@ def in_pieces(
 ) -> Tensor:
     """Apply layers to overlapping pieces along the positions, and join the results.
 
-    The result is that of ``layers(x)``, if no output depends on inputs further than
-    ``halo`` from its own: zeros are padded at the ends of ``x`` only, as cut ends lie
-    in the halo, whose outputs are dropped.
+    The result is that of ``layers(x)`` if no output depends on inputs further than
+    ``halo`` from its own. Zeros that a layer pads where a piece was cut reach only the
+    outputs of the halo, which are dropped.
 
     Parameters
     ----------
