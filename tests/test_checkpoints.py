@@ -1,15 +1,19 @@
 import csv
 import dataclasses
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 import torch
 
+from helpers._tf_checkpoint import _fields, list_tensors
 from helpers.checkpoints import (
-    _fields,
     authors_layout,
     infer_config,
     load_state,
@@ -53,6 +57,13 @@ def message(*fields):
     )
 
 
+def masked_checksum(content):
+    """Four little-endian bytes: CRC-32C, rotated right by 15 bits, plus a constant."""
+    bits = f"{google_crc32c.value(content):032b}"
+    masked = (int(bits[-15:] + bits[:-15], 2) + 0xA282EAD8) % 2**32
+    return masked.to_bytes(4, "little")
+
+
 def table_block(pairs, compression=0):
     """Encode a LevelDB block whose keys share what they can with the one before."""
     content, last = b"", b""
@@ -63,30 +74,34 @@ def table_block(pairs, compression=0):
         sizes = (n_shared, len(key) - n_shared, len(value))
         content += b"".join(map(varint, sizes)) + key[n_shared:] + value
         last = key
-    restarts = bytes(4) + (1).to_bytes(4, "little")
-    return content + restarts, bytes([compression]) + bytes(4)
+    block = content + bytes(4) + (1).to_bytes(4, "little")
+    kind = bytes([compression])
+    return block, kind + masked_checksum(block + kind)
 
 
-def write_checkpoint(prefix, tensors, n_shards=1, dtype=1, compression=0):
+def write_checkpoint(prefix, tensors, n_shards=1, dtype=1, compression=0, header=()):
     """Write a TensorFlow checkpoint, two keys to a block, by the format's text."""
-    shards = [b""] * n_shards
-    pairs = [(b"", message((1, n_shards)))]
+    shards = [bytearray() for _ in range(n_shards)]
+    pairs = [(b"", message((1, n_shards), *header))]
     for i, (key, tensor) in enumerate(sorted(tensors.items())):
-        shard = i % n_shards
+        shard, content = i % n_shards, tensor.astype("<f4").tobytes()
         shape = message(*((2, message((1, size))) for size in tensor.shape))
-        position = ((3, shard), (4, len(shards[shard])), (5, tensor.nbytes))
+        position = ((3, shard), (4, len(shards[shard])), (5, len(content)))
         entry = message((1, dtype), (2, shape), *position)
+        entry += varint(6 << 3 | 5) + masked_checksum(content)  # a fixed32
         pairs.append((f"model/{key}/.ATTRIBUTES/VARIABLE_VALUE".encode(), entry))
-        shards[shard] += tensor.astype("<f4").tobytes()
-    table, handles = b"", []
-    for start in range(0, len(pairs), 2):
-        chunk = pairs[start : start + 2]
-        block, trailer = table_block(chunk, compression)
-        handles.append((chunk[-1][0], varint(len(table)) + varint(len(block))))
-        table += block + trailer
-    block, trailer = table_block(handles)
-    footer = bytes(2) + varint(len(table)) + varint(len(block))
-    table += block + trailer
+        shards[shard] += content
+    table = bytearray()
+
+    def append_block(pairs, compression=0):
+        block, trailer = table_block(pairs, compression)
+        handle = varint(len(table)) + varint(len(block))
+        table.extend(block + trailer)
+        return handle
+
+    chunks = [pairs[start : start + 2] for start in range(0, len(pairs), 2)]
+    handles = [(chunk[-1][0], append_block(chunk, compression)) for chunk in chunks]
+    footer = append_block([]) + append_block(handles)  # the meta block has no pairs
     table += footer.ljust(40, b"\0") + bytes.fromhex("57fb808b247547db")
     Path(f"{prefix}.index").write_bytes(table)
     for i, content in enumerate(shards):
@@ -138,16 +153,84 @@ def test_read_tf_checkpoint_reads_several_blocks_and_data_files(tmp_path, n_shar
         np.testing.assert_array_equal(found[key], tensor)
 
 
-def test_read_tf_checkpoint_names_what_it_cannot_read(tmp_path):
-    write_checkpoint(tmp_path / "double", few_tensors(), dtype=2)
-    with pytest.raises(ValueError, match="model/stem/bias.*float32"):
-        read_tf_checkpoint(tmp_path / "double")
-    write_checkpoint(tmp_path / "packed", few_tensors(), compression=1)
-    with pytest.raises(ValueError, match="packed.index.*compressed"):
-        read_tf_checkpoint(tmp_path / "packed")
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"dtype": 2}, r"model/stem/bias\S+ must be float32; got float64"),
+        ({"dtype": 14}, r"model/stem/bias\S+ must be float32; got bfloat16"),
+        ({"dtype": 99}, r"model/stem/bias\S+ must be float32; got TensorFlow type 99"),
+        ({"compression": 1}, r"odd\.index .*compressed blocks \(snappy\)"),
+        ({"compression": 7}, r"odd\.index .*compressed blocks \(unknown type 7\)"),
+        ({"header": [(2, 1)]}, r"odd\.index .*big-endian"),
+    ],
+)
+def test_read_tf_checkpoint_names_what_it_cannot_read(tmp_path, options, problem):
+    write_checkpoint(tmp_path / "odd", few_tensors(), **options)
+    with pytest.raises(ValueError, match=problem):
+        read_tf_checkpoint(tmp_path / "odd")
+
+
+def test_read_tf_checkpoint_needs_a_model(tmp_path):
     write_checkpoint(tmp_path / "empty", {})
-    with pytest.raises(ValueError, match="empty.index lists no tensor"):
+    with pytest.raises(
+        ValueError, match=r"empty\.index lists no tensor below 'model/'"
+    ):
         read_tf_checkpoint(tmp_path / "empty")
+
+
+def test_read_tf_checkpoint_notices_a_flipped_bit_anywhere_in_an_index(tmp_path):
+    expected = few_tensors()
+    write_checkpoint(tmp_path / "ckpt", expected)
+    path = tmp_path / "ckpt.index"
+    content = path.read_bytes()
+    for i in range(len(content)):
+        damaged = bytearray(content)
+        damaged[i] ^= 1 << i % 8
+        path.write_bytes(damaged)
+        try:
+            found = read_tf_checkpoint(tmp_path / "ckpt")
+        except ValueError as error:
+            assert re.search(r"ckpt\.index is (damaged|not the index)", str(error))
+            continue
+        assert i >= len(content) - 48  # only the footer has bytes that say nothing
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[key], expected[key]) for key in expected)
+
+
+def test_read_tf_checkpoint_names_the_tensor_of_every_flipped_bit(tmp_path):
+    expected = {"a": np.arange(6.0).reshape(2, 3), "b": np.ones(()), "c": np.ones(2)}
+    write_checkpoint(tmp_path / "ckpt", expected)
+    path = tmp_path / "ckpt.data-00000-of-00001"
+    content = path.read_bytes()
+    owners = "".join(key * 4 * tensor.size for key, tensor in expected.items())
+    assert len(owners) == len(content)
+    for bit in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        problem = rf"model/{owners[bit // 8]}/\S+ does not match its checksum: {path} "
+        with pytest.raises(ValueError, match=problem):
+            read_tf_checkpoint(tmp_path / "ckpt")
+
+
+def test_read_tf_checkpoint_notices_data_of_another_checkpoint(tmp_path):
+    tensors = few_tensors()
+    write_checkpoint(tmp_path / "ckpt", tensors, n_shards=3)
+    tensors["stop"] = tensors["stop"][::-1]
+    write_checkpoint(tmp_path / "later", tensors, n_shards=3)
+    shutil.copy(
+        tmp_path / "later.data-00000-of-00003", tmp_path / "ckpt.data-00000-of-00003"
+    )
+    with pytest.raises(ValueError, match=r"model/stop/\S+ does not match its checksum"):
+        read_tf_checkpoint(tmp_path / "ckpt")
+
+
+def test_read_tf_checkpoint_names_a_missing_data_file(tmp_path):
+    write_checkpoint(tmp_path / "ckpt", few_tensors(), n_shards=3)
+    (tmp_path / "ckpt.data-00002-of-00003").unlink()
+    problem = r"data-00002-of-00003, which should hold model/step/\S+, does not exist"
+    with pytest.raises(FileNotFoundError, match=problem):
+        read_tf_checkpoint(tmp_path / "ckpt")
 
 
 def test_fields_rejects_a_cut_message():
@@ -164,14 +247,60 @@ def test_from_pretrained_reports_a_truncated_data_file(checkpoint):
         EpiBERT.from_pretrained(checkpoint, CONFIG)
 
 
-def test_from_pretrained_reports_missing_files(checkpoint, tmp_path):
-    Path(f"{checkpoint}.data-00000-of-00001").unlink()
-    with pytest.raises(FileNotFoundError, match="data-00000-of-00001"):
-        EpiBERT.from_pretrained(checkpoint, CONFIG)
-    with pytest.raises(FileNotFoundError, match="ckpt-2 is neither"):
-        EpiBERT.from_pretrained(tmp_path / "ckpt-2")
-    with pytest.raises(FileNotFoundError, match="model.safetensors does not exist"):
-        EpiBERT.from_pretrained(tmp_path)
+@pytest.fixture
+def shelf(checkpoint, tmp_path):
+    """A folder of checkpoints, and beside it what is easily taken for a model."""
+    (tmp_path / "model").mkdir()
+    for path in tmp_path.glob("ckpt-1.*"):
+        shutil.copy(path, tmp_path / "model" / path.name)
+        path.rename(tmp_path / "model" / path.name.replace("ckpt-1", "ckpt-2"))
+    (tmp_path / "empty").mkdir()
+    saved = tmp_path / "saved" / "variables"
+    saved.mkdir(parents=True)
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
+    write_checkpoint(saved / "variables", {})
+    (tmp_path / "keras").mkdir()
+    (tmp_path / "keras" / "model.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("model/ckpt-3", "{}/model/ckpt-3.index does not exist"),
+        (
+            "model/ckpt-1.index",
+            "one file of a checkpoint; expected its prefix, {}/m.*-1$",
+        ),
+        ("model/ckpt-1.data-00000-of-00001", "expected its prefix, {}/model/ckpt-1$"),
+        (
+            "model",
+            "folder with the checkpoints ckpt-1, ckpt-2; .* e.g. {}/model/ckpt-2$",
+        ),
+        ("saved", "the folder of a SavedModel"),
+        ("keras", r"a folder with HDF5 files \(model.h5\)"),
+        ("keras/model.h5", "an HDF5 file"),
+        ("half/config.json", "a file of another kind"),
+        ("empty", "a folder without a checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("read", [EpiBERT.from_pretrained, read_tf_checkpoint])
+def test_reading_says_what_is_there_instead_of_a_checkpoint(shelf, read, name, problem):
+    path = re.escape(str(shelf / name))
+    problem = problem.format(re.escape(str(shelf)))
+    with pytest.raises(
+        FileNotFoundError, match=f"^{path} is n.*checkpoint: .*{problem}"
+    ):
+        read(shelf / name)
+
+
+def test_from_pretrained_names_the_missing_file_of_a_saved_model(shelf):
+    with pytest.raises(
+        FileNotFoundError, match="half/model.safetensors does not exist"
+    ):
+        EpiBERT.from_pretrained(shelf / "half")
 
 
 def test_from_pretrained_reports_an_index_that_is_none(checkpoint):
@@ -181,8 +310,57 @@ def test_from_pretrained_reports_an_index_that_is_none(checkpoint):
     with pytest.raises(ValueError, match="ckpt-1.index is not the index"):
         EpiBERT.from_pretrained(checkpoint, CONFIG)
     index.write_bytes(content[2000:])
-    with pytest.raises(ValueError, match="ckpt-1.index is damaged"):
+    with pytest.raises(ValueError, match="cannot load .*ckpt-1.index is damaged"):
         EpiBERT.from_pretrained(checkpoint, CONFIG)
+
+
+def test_from_pretrained_takes_no_damaged_checkpoint(checkpoint):
+    shard = Path(f"{checkpoint}.data-00000-of-00001")
+    content = bytearray(shard.read_bytes())
+    content[list_tensors(checkpoint)["final_dense_profile/kernel"].offset] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"cannot load .*: model/\S+ does not match its"
+    ):
+        EpiBERT.from_pretrained(checkpoint, CONFIG)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_from_pretrained_holds_one_copy_of_the_published_size(tmp_path):
+    config = EpiBERTConfig()
+    with torch.device("meta"):
+        layout = authors_layout(EpiBERT(config))
+    rng = np.random.default_rng(0)
+    tensors = {
+        key: rng.standard_normal(shape, dtype=np.float32)
+        for key, (_, shape) in layout.items()
+    }
+    write_checkpoint(tmp_path / "ckpt-1", tensors, n_shards=2)
+    script = """
+import re, sys, time
+from pathlib import Path
+import helpers.checkpoints
+from helpers.epibert import EpiBERT, EpiBERTConfig
+
+def megabytes(field):
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\\s+(\\d+) kB", status)[1]) / 1000
+
+before, start = megabytes("VmRSS"), time.perf_counter()
+model = EpiBERT.from_pretrained(sys.argv[1])
+seconds = time.perf_counter() - start
+assert model.config == EpiBERTConfig()
+print(seconds, before, megabytes("VmHWM"))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "ckpt-1")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    print("seconds, MB before, MB at the peak:", run.stdout)
+    _, before, peak = map(float, run.stdout.split())
+    n_megabytes = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
+    shutil.rmtree(tmp_path)
+    assert n_megabytes == pytest.approx(337.257, abs=0.001)
+    assert peak - before < 1.5 * n_megabytes
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Weights of EpiBERT on disk: the authors' TensorFlow checkpoints, and safetensors.
 
-A TensorFlow checkpoint is a table of keys in LevelDB's format (``PREFIX.index``) and
-raw little-endian tensors (``PREFIX.data-0000i-of-0000n``), read here without
-TensorFlow. A saved model is ``model.safetensors`` beside ``config.json``.
+A TensorFlow checkpoint is ``PREFIX.index`` and ``PREFIX.data-0000i-of-0000n``, read
+here without TensorFlow. A saved model is ``model.safetensors`` beside ``config.json``.
+Both are verified by their checksums, and no more than one copy of the weights is held.
 """
 
 from __future__ import annotations
@@ -10,21 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata as package_metadata
-from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_safetensors
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize_safetensors
 from torch import Tensor, nn
 
+from helpers._tf_checkpoint import (
+    TensorEntry,
+    describe_path,
+    list_tensors,
+    read_tensor,
+)
 from helpers.epibert import EpiBERT, EpiBERTConfig
 
 __all__ = [
@@ -42,119 +45,12 @@ logger = logging.getLogger(__name__)
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 
-_TABLE_MAGIC = bytes.fromhex("57fb808b247547db")
-_FOOTER_BYTES = 48
-_SCOPE = "model/"
-_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
-_TF_FLOAT32 = 1
-
-
-class _Entry(NamedTuple):
-    """Where a TensorFlow checkpoint keeps one tensor."""
-
-    dtype: int
-    shape: tuple[int, ...]
-    shard: int
-    offset: int
-    n_bytes: int
-
-
-def _varint(buffer: bytes, at: int) -> tuple[int, int]:
-    """Read a base-128 integer; return it and the position after it."""
-    value = shift = 0
-    while True:
-        byte = buffer[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield the (number, value) pairs of a protobuf message."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == 0:
-            value, at = _varint(message, at)
-            yield number, value
-            continue
-        if wire_type == 2:
-            size, at = _varint(message, at)
-        elif wire_type in (1, 5):
-            size = {1: 8, 5: 4}[wire_type]
-        else:
-            raise ValueError(f"unknown protobuf wire type {wire_type}")
-        if at + size > len(message):
-            raise ValueError("a protobuf field runs over its message")
-        yield number, message[at : at + size]
-        at += size
-
-
-def _block(table: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the (key, value) pairs of the table block that ``handle`` points to."""
-    offset, at = _varint(handle, 0)
-    size, _ = _varint(handle, at)
-    if table[offset + size] != 0:
-        raise ValueError("compressed index blocks are not supported")
-    block = table[offset : offset + size]
-    # A trailer of restart offsets, for binary search, ends with their number.
-    n_restarts = int.from_bytes(block[-4:], "little")
-    end = len(block) - 4 * (n_restarts + 1)
-    key, at = b"", 0
-    while at < end:
-        n_shared, at = _varint(block, at)
-        n_new, at = _varint(block, at)
-        n_value, at = _varint(block, at)
-        key = key[:n_shared] + block[at : at + n_new]
-        at += n_new
-        yield key, block[at : at + n_value]
-        at += n_value
-
-
-def _shape(message: bytes) -> tuple[int, ...]:
-    """Parse a TensorShapeProto: repeated dimensions, each with its size."""
-    return tuple(
-        index(dict(_fields(dimension)).get(1, 0))
-        for number, dimension in _fields(message)
-        if number == 2
-    )
-
-
-def _read_index(path: Path) -> tuple[dict[str, _Entry], int]:
-    """Return the entries of an index file and the number of data files."""
-    table = path.read_bytes()
-    if len(table) < _FOOTER_BYTES or not table.endswith(_TABLE_MAGIC):
-        raise ValueError(f"{path} is not the index of a TensorFlow checkpoint")
-    footer = table[-_FOOTER_BYTES:]
-    entries, n_shards = {}, 1
-    try:
-        # The footer points to a meta block (unused), then to the block of blocks.
-        _, at = _varint(footer, 0)
-        _, at = _varint(footer, at)
-        for _, handle in _block(table, footer[at:]):
-            for key, value in _block(table, handle):
-                fields = dict(_fields(value))
-                if not key:
-                    n_shards = index(fields.get(1, 1))
-                    continue
-                entries[key.decode()] = _Entry(
-                    dtype=index(fields.get(1, 0)),
-                    shape=_shape(fields.get(2, b"")),
-                    shard=index(fields.get(3, 0)),
-                    offset=index(fields.get(4, 0)),
-                    n_bytes=index(fields.get(5, 0)),
-                )
-    except (IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    return entries, n_shards
-
 
 def read_tf_checkpoint(prefix: str | Path) -> dict[str, np.ndarray]:
     """Read the model tensors of one of the authors' TensorFlow checkpoints.
 
     Keys outside ``model/`` (optimizer slots, counters, the object graph) are ignored.
+    The checksums of the index and of every tensor read are verified.
 
     Parameters
     ----------
@@ -173,40 +69,7 @@ def read_tf_checkpoint(prefix: str | Path) -> dict[str, np.ndarray]:
     ValueError
         If a file is no checkpoint, damaged or too short, or a tensor not float32.
     """
-    index_path = Path(f"{prefix}.index")
-    if not index_path.is_file():
-        raise FileNotFoundError(
-            f"{index_path} does not exist, so {prefix} is no checkpoint"
-        )
-    entries, n_shards = _read_index(index_path)
-    tensors = {}
-    for key, entry in entries.items():
-        if not (key.startswith(_SCOPE) and key.endswith(_SUFFIX)):
-            continue
-        shard = Path(f"{prefix}.data-{entry.shard:05d}-of-{n_shards:05d}")
-        tensors[key[len(_SCOPE) : -len(_SUFFIX)]] = _read_tensor(shard, key, entry)
-    if not tensors:
-        raise ValueError(f"{index_path} lists no tensor below {_SCOPE!r}")
-    return tensors
-
-
-def _read_tensor(shard: Path, key: str, entry: _Entry) -> np.ndarray:
-    n_bytes = 4 * math.prod(entry.shape)
-    if entry.dtype != _TF_FLOAT32 or entry.n_bytes != n_bytes:
-        raise ValueError(
-            f"{key} must be float32 and of {n_bytes} bytes for shape {entry.shape}; "
-            f"got TensorFlow type {entry.dtype} and {entry.n_bytes} bytes"
-        )
-    if not shard.is_file():
-        raise FileNotFoundError(f"{shard}, which should hold {key}, does not exist")
-    end = entry.offset + n_bytes
-    if end > shard.stat().st_size:
-        raise ValueError(
-            f"{shard} is truncated: {key} needs bytes {entry.offset} to {end}, "
-            f"the file has {shard.stat().st_size}"
-        )
-    values = np.fromfile(shard, "<f4", count=n_bytes // 4, offset=entry.offset)
-    return values.reshape(entry.shape)
+    return {key: read_tensor(entry) for key, entry in list_tensors(prefix).items()}
 
 
 _KERNEL_LEAVES = {"weight": "kernel", "bias": "bias"}
@@ -303,7 +166,7 @@ def authors_layout(model: EpiBERT) -> dict[str, AuthorsTensor]:
     return layout
 
 
-def infer_config(tensors: Mapping[str, np.ndarray]) -> EpiBERTConfig:
+def infer_config(tensors: Mapping[str, np.ndarray | TensorEntry]) -> EpiBERTConfig:
     """Read the sizes of a model off the tensors of the authors' checkpoint.
 
     What no shape tells keeps its published value: input length, projection seed and
@@ -313,7 +176,7 @@ def infer_config(tensors: Mapping[str, np.ndarray]) -> EpiBERTConfig:
     Parameters
     ----------
     tensors : mapping of str to numpy.ndarray
-        From :func:`read_tf_checkpoint`.
+        From :func:`read_tf_checkpoint`; anything with a shape will do.
 
     Returns
     -------
@@ -359,16 +222,17 @@ def infer_config(tensors: Mapping[str, np.ndarray]) -> EpiBERTConfig:
 
 
 def _state_from_authors(
-    tensors: Mapping[str, np.ndarray], model: EpiBERT
+    entries: Mapping[str, TensorEntry], model: EpiBERT
 ) -> dict[str, Tensor]:
-    """Rename and transpose the authors' tensors for ``load_state``."""
+    """Read, rename and transpose the authors' tensors for ``load_state``."""
     layout = authors_layout(model)
-    shapes = {key: tensor.shape for key, tensor in tensors.items()}
+    shapes = {key: entry.shape for key, entry in entries.items()}
     _check_tensors(shapes, {key: entry.shape for key, entry in layout.items()})
     state, ours = {}, model.state_dict()
     for key, (name, _) in layout.items():
-        # Reversing the axes suits kernels of every kind, once heads are merged.
-        kernel = tensors[key].reshape(tuple(ours[name].shape)[::-1]).T
+        # Reversing the axes suits kernels of every kind, once heads are merged. One
+        # tensor is read at a time, lest all be in memory in both layouts.
+        kernel = read_tensor(entries[key]).reshape(tuple(ours[name].shape)[::-1]).T
         state[name] = torch.from_numpy(np.ascontiguousarray(kernel, np.float32))
     return state
 
@@ -429,19 +293,20 @@ def load_model(path: str | Path, config: EpiBERTConfig | None = None) -> EpiBERT
     """
     path = Path(path)
     is_checkpoint = Path(f"{path}.index").is_file()
-    if not is_checkpoint and not path.is_dir():
+    is_saved = (path / WEIGHTS_FILE).is_file() or (path / CONFIG_FILE).is_file()
+    if not is_checkpoint and not is_saved:
         raise FileNotFoundError(
             f"{path} is neither a folder with {WEIGHTS_FILE} nor the prefix of a "
-            "TensorFlow checkpoint"
+            f"TensorFlow checkpoint: {describe_path(path)}"
         )
     try:
         if is_checkpoint:
-            tensors = read_tf_checkpoint(path)
+            entries = list_tensors(path)
             if config is None:
-                config = infer_config(tensors)
+                config = infer_config(entries)
                 logger.info("%s stores no configuration; assuming %s", path, config)
             model = _empty_model(config)
-            state = _state_from_authors(tensors, model)
+            state = _state_from_authors(entries, model)
         else:
             config, state = _read_folder(path, config)
             model = _empty_model(config)
@@ -469,11 +334,14 @@ def _read_folder(
         stored, digest = card["config"], card["weights_sha256"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{config_path} is no model card: {error!r}") from error
-    weights = weights_path.read_bytes()
-    if hashlib.sha256(weights).hexdigest() != digest:
+    with weights_path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != digest:
         raise ValueError(f"{weights_path} is not the file that {config_path} describes")
     try:
-        state = parse_safetensors(weights)
+        with safe_open(weights_path, framework="pt") as file:
+            # Mapped tensors would follow whoever overwrites the file.
+            state = {name: file.get_tensor(name).clone() for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{weights_path} is no safetensors file: {error}") from error
     return EpiBERTConfig.from_dict(stored) if config is None else config, state
