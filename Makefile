@@ -52,12 +52,12 @@ export PYTHONHASHSEED := 0
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help book test pretrain benchmark notebooks clean FORCE
+.PHONY: help book test test-full-size pretrain benchmark notebooks clean FORCE
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo '  make book DATA=encode     the same book from public ATAC-seq and the published model'
 	@echo '  make book DATA=FOLDER     the same book from a folder of tissue files'
@@ -68,7 +68,10 @@ book: $(HTML) ## run the notebooks, render the book and say where it lies
 	@echo "The book: file://$(abspath $(HTML))"
 
 test: $(READY) ## run the tests, the slow ones included
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not network' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not full_size and not network' $(ARGS)
+
+test-full-size: $(READY) ## test the published model at its size (minutes, 8 GB)
+	$(BIN)/pytest -m full_size $(ARGS)
 
 pretrain: $(READY) ## train the small EpiBERT that ships with the package
 	$(BIN)/python -m helpers.small_model $(ARGS)

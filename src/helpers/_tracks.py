@@ -124,14 +124,14 @@ class Track:
             base = self._file.values(
                 chrom, start - margin, end + margin, fillna=0.0, oob=0.0
             )
-        if not 0 <= base.min() <= base.max() < np.inf:  # nor with a NaN
-            raise ValueError(
-                f"{self.path}: {chrom}:{start}-{end} holds negative or non-finite "
-                "signal; expected counts or coverage"
-            )
         # (bins on both sides, bins): what every bin gives to those around it.
         given = self._shares @ base.reshape(-1, BIN_BP).T
         n_bins = (end - start) // BIN_BP
         last = 2 * _REACH
         sums = sum(row[last - d :][:n_bins] for d, row in enumerate(given))
+        if not 0 <= sums.min() <= sums.max() < np.inf:  # nor with a NaN
+            raise ValueError(
+                f"{self.path}: {chrom}:{start}-{end} holds negative or non-finite "
+                "signal; expected counts or coverage"
+            )
         return (sums * self.scale).astype(np.float32)
