@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from helpers import epibert
 from helpers._convolution import SoftmaxPool, max_pool
 from helpers._performer import PerformerAttention, _philox, _rotary_frequency
 from helpers.epibert import (
+    _PIECE_BP,
+    TOKEN_BP,
     EpiBERT,
     EpiBERTConfig,
     projection_matrix,
@@ -320,6 +323,125 @@ def test_parts_compose_to_forward(small_inputs):
     assert (whole > 0).all()
     torch.testing.assert_close(restarted, whole)
     assert torch.equal(model.run_blocks(stream, 2, 2), stream)
+
+
+LONG = dataclasses.replace(SMALL, input_length=2 * _PIECE_BP + 37 * TOKEN_BP)
+
+
+def long_model(dtype=torch.float64):
+    """Double precision tells what is cut from what is rounded."""
+    model = EpiBERT(LONG, random_state=1).to(dtype).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.ndim == 1:
+                noise = torch.rand(tensor.shape, generator=generator)
+                tensor.add_(noise if name.endswith("running_var") else noise - 0.5)
+    return model
+
+
+def long_sequence(dtype=torch.float64):
+    return random_inputs(LONG, batch=2)[0].to(dtype)
+
+
+def stem_lengths(model):
+    """Return a list that fills with the lengths that the stem of a model is given."""
+    lengths = []
+    model.sequence_stem.register_forward_hook(
+        lambda module, inputs, output: lengths.append(inputs[0].shape[1])
+    )
+    return lengths
+
+
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [(torch.float64, 1e-13), (torch.float32, 1e-5)]
+)
+def test_pieces_join_to_the_whole(monkeypatch, dtype, atol):
+    model, sequence = long_model(dtype), long_sequence(dtype)
+    lengths = stem_lengths(model)
+    pieced = model.encode_sequence(sequence)
+    assert lengths == [_PIECE_BP + 128, _PIECE_BP + 256, 38 * TOKEN_BP]
+    monkeypatch.setattr(epibert, "_PIECE_BP", LONG.input_length)
+    whole = model.encode_sequence(sequence)
+    assert lengths[3:] == [LONG.input_length]
+    torch.testing.assert_close(pieced, whole, rtol=0, atol=atol)
+
+
+def test_pieces_without_a_halo_do_not_join(monkeypatch):
+    model, sequence = long_model(), long_sequence()
+    with torch.no_grad():
+        expected = model.encode_sequence(sequence)
+        monkeypatch.setattr(epibert, "_HALO_BP", 0)
+        wrong = (model.encode_sequence(sequence) - expected).abs().amax((0, 2)) > 1e-6
+    cuts = [_PIECE_BP // TOKEN_BP, 2 * _PIECE_BP // TOKEN_BP]
+    assert {token for cut in cuts for token in (cut - 1, cut)} <= set(
+        wrong.nonzero().flatten().tolist()
+    )
+
+
+def test_sequence_layers_reach_as_far_as_the_halo_allows_for():
+    model = EpiBERT(SMALL).double().eval()
+    sequence = torch.rand(1, SMALL.input_length, 4, dtype=torch.float64)
+
+    def reach(layers):
+        """Return how many bp the middle token's features reach beyond it."""
+        inputs = sequence.clone().requires_grad_()
+        features = layers(inputs)
+        width = SMALL.input_length // features.shape[1]
+        features[:, 512 // width : 640 // width].square().sum().backward()
+        used = inputs.grad.abs().sum((0, 2)).nonzero().flatten()
+        return 512 - int(used.min()), int(used.max()) - 639
+
+    assert reach(model._start_sequence) == (35, 35)
+    assert reach(model.encode_sequence) == (259, 259)
+    assert epibert._HALO_BP >= 35
+
+
+def test_pieces_pass_the_gradients_of_the_whole(monkeypatch):
+    model, gradients = long_model(), []
+    for size in (_PIECE_BP, LONG.input_length):
+        monkeypatch.setattr(epibert, "_PIECE_BP", size)
+        model.zero_grad()
+        sequence = long_sequence().requires_grad_()
+        model.encode_sequence(sequence).square().mean().backward()
+        weights = [
+            parameter.grad
+            for name, parameter in model.named_parameters()
+            if name.startswith("sequence")
+        ]
+        gradients.append([sequence.grad, *weights])
+    for pieced, whole in zip(*gradients, strict=True):
+        assert whole.abs().max() > 0
+        torch.testing.assert_close(pieced, whole)
+
+
+def test_training_and_windows_of_the_shipped_length_are_never_cut():
+    model = long_model().train()
+    lengths = stem_lengths(model)
+    model.encode_sequence(long_sequence())
+    assert lengths == [LONG.input_length]
+    config = dataclasses.replace(SMALL, input_length=8192)
+    model = EpiBERT(config).eval()
+    lengths = stem_lengths(model)
+    model.encode_sequence(random_inputs(config, batch=1)[0])
+    assert lengths == [8192]
+
+
+def test_bfloat16_is_autocast_with_a_float32_stream(small_inputs):
+    model = EpiBERT(SMALL).eval()
+    with torch.no_grad():
+        exact = model(*small_inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = model(*small_inputs)
+        model.bfloat16 = True
+        found = model(*small_inputs)
+        stream = model.encode_context(
+            model.encode_sequence(small_inputs[0]), *small_inputs[1:]
+        )
+        late = model.run_blocks(stream)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, exact)
+    assert {x.dtype for x in (found, stream, late)} == {torch.float32}
 
 
 def test_sequence_features_serve_every_biosample(small_inputs):
