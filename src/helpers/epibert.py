@@ -52,6 +52,7 @@ _FFN_WIDENING = 2
 _PIECED_BLOCKS = 3
 _HALO_BP = TOKEN_BP
 _PIECE_BP = 64 * TOKEN_BP
+_GPU_PIECE_BP = 8 * _PIECE_BP  # a small piece would take as long to launch as to run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -394,8 +395,10 @@ class EpiBERT(nn.Module):
         torch.Tensor, shape (batch, n_tokens, d_model)
         """
         _check_shape("sequence", sequence, (self.config.input_length, 4))
-        # Batch norm in training needs the statistics of whole windows.
-        size = self.config.input_length if self.training else _PIECE_BP
+        if self.training:  # batch norm needs the statistics of whole windows
+            size = self.config.input_length
+        else:
+            size = _PIECE_BP if sequence.device.type == "cpu" else _GPU_PIECE_BP
         x = in_pieces(self._start_sequence, sequence, size=size, halo=_HALO_BP)
         for block in self.sequence_tower[_PIECED_BLOCKS:]:
             x = block(x)
