@@ -1,3 +1,4 @@
+import copy
 import json
 import logging
 import math
@@ -6,24 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import sae as sae_module
-from helpers.sae import BatchTopKSAE, SAEConfig, evaluate, train
-
-
-def planted_rows(n_rows, *, n_directions=24, d_in=32, offset=0.0, seed=11):
-    """Sparse sums of unit directions, and the directions."""
-    rng = np.random.default_rng(seed)
-    directions = rng.normal(size=(n_directions, d_in))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    fires = rng.random((n_rows, n_directions)) < 2 / n_directions
-    coefficients = fires * rng.uniform(1, 2, size=fires.shape)
-    rows = coefficients @ directions + 0.01 * rng.normal(size=(n_rows, d_in)) + offset
-    return torch.from_numpy(rows).float(), torch.from_numpy(directions).float()
-
-
-def small_config(**changes):
-    settings = {"d_sae": 32, "k": 3, "batch_size": 256, "n_epochs": 4} | changes
-    return SAEConfig(**settings)
+from helpers import _sae_card, _sae_training
+from helpers.sae import BatchTopKSAE, calibrate_threshold, evaluate, train
+from sae_rows import planted_rows, small_config
 
 
 def mirror_sae(d_in=4, gain=1.0):
@@ -127,100 +113,6 @@ def test_load_names_what_is_wrong(tmp_path):
         BatchTopKSAE.load(tmp_path)
 
 
-# --- the training step -------------------------------------------------------------
-
-
-@pytest.mark.parametrize("floor_share", [0.0, 0.5, 1.0, 2.0])
-def test_batch_top_k_is_exact_whatever_the_floor(floor_share):
-    pre = torch.randn(64, 40, generator=torch.Generator().manual_seed(0))
-    expected, where = pre.view(-1).topk(64 * 3)
-    code = sae_module._batch_top_k(pre, 3, floor_share * float(expected.min()))
-    dense = torch.zeros(64 * 40).scatter(0, where, expected).view(64, 40)
-    found = torch.zeros(64, 40)
-    found[code.rows.long(), code.features.long()] = code.acts
-    assert torch.equal(found, dense)
-    assert (code.rows.diff() >= 0).all()
-
-
-def test_batch_top_k_keeps_the_count_among_ties_and_drops_negatives():
-    assert len(sae_module._batch_top_k(torch.ones(10, 8), 3, 0.0).acts) == 30
-    pre = torch.full((10, 8), -1.0)
-    pre[2, 3] = 0.5
-    assert sae_module._batch_top_k(pre, 3, 0.1).acts.tolist() == [0.5]
-
-
-class AutogradTrainer:
-    """The training step written out densely, with autograd and the plain optimizer."""
-
-    def __init__(self, weights, config, n_steps, dead_after_rows):
-        self.weights = [weight.clone().requires_grad_() for weight in weights]
-        self.config, self.n_steps = config, n_steps
-        self.dead_after_rows, self.n_done = dead_after_rows, 0
-        self.since_fired = torch.zeros(config.d_sae)
-        self.optimizer = torch.optim.Adam(self.weights)
-
-    def step(self, x):
-        encoder, b_enc, decoder, b_dec = self.weights
-        config = self.config
-        h = torch.relu((x - b_dec) @ encoder.T + b_enc)
-        top = h.flatten().topk(len(x) * config.k)
-        z = torch.zeros_like(h).flatten().scatter(0, top.indices, top.values)
-        z = z.view_as(h)
-        error = z @ decoder + b_dec - x
-        loss = error.square().mean()
-        dead = self.since_fired > self.dead_after_rows
-        if dead.any():
-            n = config.aux_rows
-            masked = h[:n].masked_fill(~dead, -1.0)
-            aux = masked.topk(min(config.aux_k, int(dead.sum())), dim=1)
-            z_aux = torch.zeros_like(masked).scatter(1, aux.indices, aux.values)
-            target = -error[:n].detach()
-            aux_error = (z_aux @ decoder - target).square().sum()
-            loss = loss + config.aux_coefficient * aux_error / target.square().sum()
-        self.since_fired += len(x)
-        self.since_fired[(z > 0).any(0)] = 0
-        self.optimizer.zero_grad()
-        loss.backward()
-        with torch.no_grad():
-            unit = decoder.detach()
-            decoder.grad -= (decoder.grad * unit).sum(1, keepdim=True) * unit
-            rise = (self.n_done + 1) / (config.warmup * self.n_steps)
-            fall = (self.n_steps - self.n_done) / (config.decay * self.n_steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = config.learning_rate * min(1, rise, fall)
-            self.optimizer.step()
-            decoder /= decoder.norm(dim=1, keepdim=True)
-        self.n_done += 1
-        return float(loss.detach()), int(dead.sum())
-
-
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)]
-)
-def test_sparse_step_equals_dense_autograd(dtype, tolerance):
-    config = SAEConfig(
-        d_sae=96, k=4, batch_size=128, warmup=0.2, aux_k=5, aux_rows=50, random_state=3
-    )
-    schedule = {"n_steps": 20, "dead_after_rows": 0}
-    fast = sae_module._Trainer(
-        32, config, device=torch.device("cpu"), dtype=dtype, **schedule
-    )
-    batches = planted_rows(20 * 128, n_directions=60)[0].to(dtype).view(20, 128, 32)
-    fast._initialize(batches[0])
-    slow = AutogradTrainer(fast.weights, config, **schedule)
-    n_dead = []
-    for batch in batches:
-        record = fast.step(batch)
-        loss, dead = slow.step(batch)
-        n_dead.append(dead)
-        assert record["fvu"] + record["aux_loss"] == pytest.approx(loss, rel=1e-4)
-        assert record["dead"] == pytest.approx(dead / 96)
-        assert record["l0"] == 4
-    assert min(n_dead[1:]) > 0  # the auxiliary loss took part
-    for found, expected in zip(fast.weights, slow.weights, strict=True):
-        torch.testing.assert_close(found, expected.detach(), atol=tolerance, rtol=0)
-
-
 # --- training ----------------------------------------------------------------------
 
 
@@ -257,11 +149,13 @@ def test_threshold_holds_after_a_short_run_and_without_heldout_rows():
 
 def test_threshold_is_streamed_exactly(trained, monkeypatch):
     sae, _, rows, _ = trained
-    rng = np.random.default_rng
     expected = sae.pre_activations(rows).flatten().sort(descending=True).values
-    for chunk_rows in (100, 10**6):
-        monkeypatch.setattr(sae_module, "_CHUNK_ROWS", chunk_rows)
-        found = sae_module._threshold_for_k(sae, rows, rng(0))
+    sae = copy.deepcopy(sae)
+    for chunk_entries in (100 * sae.d_sae, 10**8):
+        monkeypatch.setattr(_sae_training, "_CALIBRATION_ENTRIES", chunk_entries)
+        sae.threshold.fill_(-1)
+        calibrate_threshold(sae, rows)
+        found = float(sae.threshold)
         assert found == pytest.approx(float(expected[len(rows) * 3]), abs=1e-6)
 
 
@@ -308,23 +202,6 @@ def test_train_reads_half_precision_from_a_memory_map(tmp_path):
     from_memory, _ = train(torch.from_numpy(rows), small_config(n_epochs=1))
     assert torch.equal(from_disk.W_dec, from_memory.W_dec)
     assert torch.equal(from_disk.threshold, from_memory.threshold)
-
-
-@pytest.mark.parametrize(("aux_coefficient", "revived"), [(1 / 32, True), (0.0, False)])
-def test_auxiliary_loss_revives_dead_features(aux_coefficient, revived):
-    batches = planted_rows(60 * 256)[0].view(60, 256, 32)
-    trainer = sae_module._Trainer(
-        32,
-        small_config(aux_coefficient=aux_coefficient),
-        n_steps=len(batches),
-        dead_after_rows=512,
-        device=torch.device("cpu"),
-    )
-    trainer.step(batches[0])
-    trainer.weights.encoder[:16] *= 0.01  # too weak to be among the top k
-    dead = [trainer.step(batch)["dead"] for batch in batches[1:]]
-    assert max(dead[:10]) >= 0.5
-    assert (dead[-1] < 0.25) is revived
 
 
 def test_train_survives_repeated_rows():
@@ -388,7 +265,7 @@ def test_evaluate_equals_the_definitions(trained, monkeypatch):
     sae, _, rows, _ = trained
     rows = rows[20_000:21_000]
     groups = np.where(np.arange(1_000) < 300, "in_vitro", "in_vivo")
-    monkeypatch.setattr(sae_module, "_CHUNK_ROWS", 77)
+    monkeypatch.setattr(_sae_card, "CHUNK_ROWS", 77)
     card = evaluate(sae, rows, groups=groups)
     assert card.table.index.tolist() == ["all", "in_vitro", "in_vivo"]
     for name, part in {

@@ -1,0 +1,395 @@
+"""One training run's weights, optimizer and dead features, advanced batch by batch."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from helpers._sae_config import SAEConfig
+from helpers._sae_model import BatchTopKSAE
+from helpers._sae_peers import ALONE, Peers
+from helpers._sae_products import (
+    Gradients,
+    Parameters,
+    Prefixes,
+    reconstruct,
+    weighted_sums,
+)
+from helpers._sae_selection import batch_top_k
+
+__all__ = ["Trainer"]
+
+logger = logging.getLogger("helpers.sae")
+
+_VERIFIED_ROWS = 512  # of the first batch, on which bfloat16 must agree with float32
+_TOLERANCE = 0.01  # in loss and direction of the gradients
+_REVIVALS = 40  # at most in a run: features need steps to find their place
+
+
+class Trainer:
+    """Weights, optimizer and counters of one run.
+
+    Parameters
+    ----------
+    d_in : int
+        Width of the rows.
+    config : SAEConfig
+        Settings.
+    n_steps : int
+        Length of the run; :meth:`end_early` shortens it.
+    dead_after_rows : float
+        Rows without firing after which a feature is dead.
+    device, dtype : torch.device, torch.dtype
+        Of the weights.
+    peers : Peers
+        Processes that share each batch.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        config: SAEConfig,
+        *,
+        n_steps: int,
+        dead_after_rows: float,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        peers: Peers = ALONE,
+    ) -> None:
+        self.config, self.peers = config, peers
+        self.n_steps, self.n_done, self.end = n_steps, 0, n_steps
+        self.dead_after_rows = dead_after_rows
+        self.n_revived = 0
+        self.cut: float | None = None
+        like = {"device": device, "dtype": dtype}
+        self.weights = Parameters(
+            encoder=torch.zeros(config.d_sae, d_in, **like),
+            b_enc=torch.zeros(config.d_sae, **like),
+            decoder=torch.zeros(config.d_sae, d_in, **like),
+            b_dec=torch.zeros(d_in, **like),
+        )
+        self.rows_since_fired = torch.zeros(
+            config.d_sae, dtype=torch.long, device=device
+        )
+        self.optimizer = torch.optim.Adam(
+            self.weights, lr=config.learning_rate, fused=True
+        )
+        self.prefixes = Prefixes.of(config.matryoshka or (config.d_sae,), device)
+        low = config.precision == "bfloat16" or (
+            config.precision == "auto" and _multiplies_bfloat16(device)
+        )
+        self._set_precision(torch.bfloat16 if low else dtype)
+
+    def _set_precision(self, dtype: torch.dtype) -> None:
+        """Choose the format of the operands of large products."""
+        self.precision = dtype
+        low = dtype != self.weights.encoder.dtype
+        # A CPU has no caching allocator: what is made anew page-faults every step.
+        self._tables = [
+            torch.empty_like(weight, dtype=dtype) if low else weight
+            for weight in (self.weights.encoder, self.weights.decoder)
+        ]
+        self._scores = torch.empty(0, dtype=dtype, device=self.weights.encoder.device)
+
+    def step(self, x: torch.Tensor) -> dict[str, float]:
+        """Update the weights on one batch.
+
+        Parameters
+        ----------
+        x : torch.Tensor, shape (n_rows, d_in)
+            Normalized rows; with several processes, this one's.
+
+        Returns
+        -------
+        dict of str to float
+            loss (squared error per coordinate, mean over prefixes), fvu (that of the
+            whole dictionary), aux_loss, l0, dead (fraction), revived (features that
+            started anew), learning_rate.
+        """
+        if self.n_done == 0:
+            self._begin(x)
+        config, peers = self.config, self.peers
+        n_rows, d_in = len(x) * peers.size, x.shape[1]
+        gradients, l0 = self._gradients(x, n_rows)
+        squares = gradients.error.square().sum(1)
+        totals = torch.stack([gradients.loss, squares.sum() / n_rows])
+        peers.add(totals, gradients.n_fired, gradients.along, *gradients.slopes)
+
+        dead = self.rows_since_fired > self.dead_after_rows
+        n_dead, aux_loss = int(dead.sum()), 0.0
+        slopes = gradients.slopes
+        # The step follows the sphere on which a decoder row lies.
+        slopes.decoder.addcmul_(
+            self.weights.decoder, gradients.along[:, None], value=-1
+        )
+        if config.aux_coefficient and n_dead:
+            aux_loss = self._add_auxiliary(x, gradients.error, dead, slopes)
+        self.rows_since_fired += n_rows
+        self.rows_since_fired[gradients.n_fired > 0] = 0
+
+        learning_rate = self._update(slopes)
+        n_revived = self._revive(x, gradients.error, squares) if n_dead else 0
+        loss, error = (totals / d_in).tolist()
+        return {
+            "loss": loss,
+            "fvu": error,
+            "aux_loss": aux_loss,
+            "l0": l0,
+            "dead": n_dead / config.d_sae,
+            "revived": n_revived,
+            "learning_rate": learning_rate,
+        }
+
+    def _gradients(self, x: torch.Tensor, n_rows: int) -> tuple[Gradients, float]:
+        """Return the gradients of the reconstruction, and mean L0."""
+        weights, peers = self.weights, self.peers
+        for table, weight in zip(
+            self._tables, (weights.encoder, weights.decoder), strict=True
+        ):
+            if table is not weight:
+                table.copy_(weight)
+        encoder, decoder = self._tables
+        if self._scores.shape != (len(x), len(encoder)):
+            self._scores = encoder.new_empty(len(x), len(encoder))
+        centered = x - weights.b_dec
+        torch.addmm(
+            weights.b_enc.to(encoder.dtype),
+            centered.to(encoder.dtype),
+            encoder.T,
+            out=self._scores,
+        )
+        code = batch_top_k(self._scores, self.config.k, self.cut, peers=peers)
+        self.cut = code.cut
+        gradients = reconstruct(
+            weights,
+            decoder,
+            centered,
+            code,
+            self.prefixes,
+            n_rows=n_rows,
+            scores=self._scores,
+        )
+        return gradients, peers.total(len(code.acts)) / n_rows
+
+    def _add_auxiliary(
+        self,
+        x: torch.Tensor,
+        error: torch.Tensor,
+        dead: torch.Tensor,
+        slopes: Parameters,
+    ) -> float:
+        """Add the gradients of the auxiliary loss in place; return the loss.
+
+        Per token, the `aux_k` largest dead features reconstruct what the living missed;
+        the loss is the part of that error's square they leave, times `aux_coefficient`
+        (Gao et al. 2024, arXiv 2406.04093). Only the columns of dead features and some
+        evenly spaced rows take part.
+        """
+        config, peers, weights = self.config, self.peers, self.weights
+        step = max(1, len(x) * peers.size // config.aux_rows)
+        chosen = slice(-peers.rank * len(x) % step, None, step)
+        centered, error = x[chosen] - weights.b_dec, error[chosen]
+        dead = dead.nonzero().squeeze(1)
+        encoder, decoder = weights.encoder[dead], weights.decoder[dead]
+        pre = F.relu(torch.addmm(weights.b_enc[dead], centered, encoder.T))
+        top = pre.topk(min(config.aux_k, len(dead)), dim=1)
+        acts = torch.zeros_like(pre).scatter_(1, top.indices, top.values)
+        missed = acts @ decoder + error
+        squares = torch.stack([missed.square().sum(), error.square().sum()])
+        peers.add(squares)
+        # In the units of the loss, the squared error of a row.
+        weight = config.aux_coefficient * x.shape[1] / squares[1]
+        slope = missed * (2 * weight)
+        acts_slope = (slope @ decoder.T) * (acts > 0)
+        decoder_slope = acts.T @ slope
+        decoder_slope -= (decoder_slope * decoder).sum(1, keepdim=True) * decoder
+        parts = [acts_slope.T @ centered, acts_slope.sum(0), decoder_slope]
+        peers.add(*parts)
+        slopes.encoder[dead] += parts[0]
+        slopes.b_enc[dead] += parts[1]
+        slopes.decoder[dead] += parts[2]
+        slopes.b_dec.sub_(parts[1] @ encoder)
+        return float(config.aux_coefficient * squares[0] / squares[1])
+
+    def _update(self, slopes: Parameters) -> float:
+        """Take one Adam step; decoder rows return to norm 1."""
+        weights, config = self.weights, self.config
+        rise = (self.n_done + 1) / max(1.0, config.warmup * self.n_steps)
+        fall = (self.end - self.n_done) / max(1.0, config.decay * self.n_steps)
+        learning_rate = config.learning_rate * min(1.0, rise, fall)
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        for weight, slope in zip(weights, slopes, strict=True):
+            weight.grad = slope
+        if config.frozen_decoder:
+            weights.decoder.grad = None
+        self.optimizer.step()
+        weights.decoder.div_(
+            torch.linalg.vector_norm(weights.decoder, dim=1, keepdim=True)
+        )
+        self.n_done += 1
+        return learning_rate
+
+    def end_early(self) -> None:
+        """Let the step size fall to zero from here on."""
+        steps = math.ceil(self.config.decay * self.n_steps)
+        self.end = min(self.end, self.n_done + max(1, steps))
+
+    def _begin(self, x: torch.Tensor) -> None:
+        """Set the first weights; see whether low precision serves."""
+        x = self.peers.gather(x)
+        self._initialize(x)
+        if self.precision != self.weights.encoder.dtype:
+            self._verify(x[:_VERIFIED_ROWS])
+
+    def _initialize(self, x: torch.Tensor) -> None:
+        """Start the decoder from differences of rows, the encoder from the decoder.
+
+        Differences are free of any offset and plentiful. A little noise tells apart
+        those that coincide, as between the equal rows of masked sequence. The encoder
+        is the decoder times the least-squares scale of the first reconstruction.
+        """
+        weights, config = self.weights, self.config
+        generator = torch.Generator().manual_seed(config.random_state)
+        pairs = torch.randint(len(x), (2, config.d_sae), generator=generator)
+        noise = torch.randn(weights.decoder.shape, generator=generator).to(x)
+        if config.frozen_decoder:
+            start = noise
+        else:
+            first, second = pairs.to(x.device)
+            start = x[first] - x[second] + 0.01 * noise
+        weights.decoder.copy_(F.normalize(start, dim=1))
+        code = batch_top_k(x @ weights.decoder.T, config.k)
+        sae_out = weighted_sums(
+            weights.decoder, code.features, code.rows, code.acts, len(x)
+        )
+        gain = (x * sae_out).sum() / sae_out.square().sum()
+        weights.encoder.copy_(weights.decoder * gain)
+
+    def _verify(self, x: torch.Tensor) -> None:
+        """Go back to full precision if low precision gives another first step."""
+        found = []
+        low = self.precision
+        peers, self.peers = self.peers, ALONE  # all hold the same rows here
+        for dtype in (self.weights.encoder.dtype, low):
+            self._set_precision(dtype)
+            found.append(self._gradients(x, len(x))[0])
+        self.peers, self.cut = peers, None
+        exact, rounded = found
+        ratio = float(rounded.loss / exact.loss)
+        cosines = [
+            float(F.cosine_similarity(a.flatten(), b.flatten(), dim=0))
+            for a, b in (
+                (exact.slopes.encoder, rounded.slopes.encoder),
+                (exact.slopes.decoder, rounded.slopes.decoder),
+            )
+        ]
+        logger.info(
+            "%s against float32: loss x %.5f, cosine of gradients %.5f",
+            low,
+            ratio,
+            min(cosines),
+        )
+        if not (abs(ratio - 1) < _TOLERANCE and min(cosines) > 1 - _TOLERANCE):
+            warnings.warn(
+                f"{low} disagrees with float32 on the first batch: loss x {ratio:.4f}, "
+                f"cosine of gradients {min(cosines):.4f}; training in float32",
+                stacklevel=2,
+            )
+            self._set_precision(self.weights.encoder.dtype)
+
+    def _revive(
+        self, x: torch.Tensor, error: torch.Tensor, squares: torch.Tensor
+    ) -> int:
+        """Start dead features anew from time to time; return how many.
+
+        Directions are residuals of rows drawn in proportion to their squared error
+        (after Bricken et al. 2023, transformer-circuits.pub/2023/monosemantic-features;
+        there the encoder starts small, here at the median norm of the living, or the
+        batch's top-k would not notice it).
+        """
+        config, peers, weights = self.config, self.peers, self.weights
+        every = max(
+            round(self.dead_after_rows / (len(x) * peers.size)),
+            math.ceil(self.n_steps / _REVIVALS),
+        )
+        if (
+            self.n_done % every
+            or self.n_done > config.revive_until * self.end
+            or config.frozen_decoder
+        ):
+            return 0
+        is_dead = self.rows_since_fired > self.dead_after_rows
+        dead, living = is_dead.nonzero().squeeze(1), ~is_dead
+        if not len(dead) or not living.any():
+            return 0
+        chances = peers.gather(squares).double().cpu()
+        if not chances.any():
+            return 0
+        generator = torch.Generator().manual_seed(config.random_state + self.n_done)
+        drawn = torch.multinomial(
+            chances, len(dead), replacement=True, generator=generator
+        )
+        residual = -peers.gather(error)[drawn.to(error.device)]
+        noise = torch.randn(residual.shape, generator=generator).to(residual)
+        direction = F.normalize(residual + 0.01 * residual.std() * noise, dim=1)
+        weights.decoder[dead] = direction
+        weights.encoder[dead] = direction * weights.encoder[living].norm(dim=1).median()
+        weights.b_enc[dead] = 0
+        for weight in (weights.encoder, weights.b_enc, weights.decoder):
+            state = self.optimizer.state[weight]
+            state["exp_avg"][dead] = 0
+            state["exp_avg_sq"][dead] = state["exp_avg_sq"][living].mean(0)
+        self.rows_since_fired[dead] = 0
+        self.n_revived += len(dead)
+        return len(dead)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that :meth:`load_state_dict` needs to go on exactly."""
+        return {
+            "weights": self.weights._asdict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rows_since_fired": self.rows_since_fired,
+            "n_done": self.n_done,
+            "n_revived": self.n_revived,
+            "end": self.end,
+            "cut": self.cut,
+            "low_precision": self.precision == torch.bfloat16,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where another trainer's :meth:`state_dict` was taken."""
+        for name, value in state["weights"].items():
+            getattr(self.weights, name).copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rows_since_fired.copy_(state["rows_since_fired"])
+        for name in ("n_done", "n_revived", "end", "cut"):
+            setattr(self, name, state[name])
+        low = state["low_precision"]
+        self._set_precision(torch.bfloat16 if low else self.weights.encoder.dtype)
+
+    def model(self) -> BatchTopKSAE:
+        """Return the SAE of the present weights, without normalization or threshold."""
+        weights = self.weights
+        d_sae, d_in = weights.decoder.shape
+        sae = BatchTopKSAE(d_in, d_sae, self.config.k).to(weights.decoder.device)
+        sae.W_enc.copy_(weights.encoder.T)
+        sae.b_enc.copy_(weights.b_enc)
+        sae.W_dec.copy_(weights.decoder)
+        sae.b_dec.copy_(weights.b_dec)
+        return sae
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device has units for products of bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    # Older torch cannot tell; emulated products would be slower than float32.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
