@@ -15,7 +15,14 @@ import torch.nn.functional as F
 
 from helpers._sae_selection import Code, sort_by_feature
 
-__all__ = ["Gradients", "Parameters", "Prefixes", "reconstruct", "weighted_sums"]
+__all__ = [
+    "Gradients",
+    "Parameters",
+    "Prefixes",
+    "Scratch",
+    "reconstruct",
+    "weighted_sums",
+]
 
 
 class Parameters(NamedTuple):
@@ -61,16 +68,42 @@ class Prefixes(NamedTuple):
         return [slice(a, b) for a, b in zip(starts, self.sizes, strict=True)]
 
 
+class Scratch:
+    """Named tensors that are kept from step to step.
+
+    A CPU has no caching allocator: large tensors made anew page-fault every time, which
+    costs as much as the products that fill them.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._held: dict[str, torch.Tensor] = {}
+
+    def __call__(self, name: str, shape: tuple, dtype: torch.dtype) -> torch.Tensor:
+        """Return the tensor of this name, with whatever it holds."""
+        held = self._held.get(name)
+        if held is None or held.shape != shape or held.dtype != dtype:
+            held = torch.empty(shape, dtype=dtype, device=self.device)
+            self._held[name] = held
+        return held
+
+    def cast(self, name: str, value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return a tensor in another precision, itself if it has that already."""
+        if value.dtype == dtype:
+            return value
+        return self(name, value.shape, dtype).copy_(value)
+
+
 class Gradients(NamedTuple):
     """What a batch says about the weights.
 
     Attributes
     ----------
     error : torch.Tensor, shape (n_rows, d_in)
-        Reconstruction by the whole dictionary less the row.
-    loss : torch.Tensor, scalar
-        Squared error of a row, mean over prefixes, summed over rows and divided by the
-        rows of the whole batch.
+        Reconstruction by the whole dictionary less the row; overwritten next time.
+    loss, square : torch.Tensor, scalars
+        Squared error, mean over prefixes and of the whole dictionary, summed over rows
+        and divided by the rows of the whole batch.
     slopes : Parameters
         Gradients of the loss.
     along : torch.Tensor, shape (d_sae,)
@@ -81,6 +114,7 @@ class Gradients(NamedTuple):
 
     error: torch.Tensor
     loss: torch.Tensor
+    square: torch.Tensor
     slopes: Parameters
     along: torch.Tensor
     n_fired: torch.Tensor
@@ -89,30 +123,26 @@ class Gradients(NamedTuple):
 def weighted_sums(
     table: torch.Tensor,
     indices: torch.Tensor,
-    bags: torch.Tensor,
+    n_terms: torch.Tensor,
     coefficients: torch.Tensor,
-    n_bags: int,
 ) -> torch.Tensor:
-    """Sum coefficient * table[index] within each bag.
+    """Sum coefficient * table[index] over consecutive terms.
 
     Parameters
     ----------
     table : torch.Tensor, shape (n, d_in)
         Rows to sum; its precision is that of the result, sums are float32.
-    indices, bags : torch.Tensor, shape (n_terms,)
-        Row of each term and the sum it belongs to, int32; `bags` must ascend.
-    coefficients : torch.Tensor, shape (n_terms,)
+    indices : torch.Tensor, shape (n_all_terms,)
+        Row of each term, int32.
+    n_terms : torch.Tensor, shape (n_sums,)
+        Number of terms of each sum.
+    coefficients : torch.Tensor, shape (n_all_terms,)
         Factors, rounded to the precision of the table.
-    n_bags : int
-        Number of sums.
     """
-    starts = torch.searchsorted(
-        bags, torch.arange(n_bags, device=bags.device, dtype=bags.dtype), out_int32=True
-    )
     return F.embedding_bag(
         indices,
         table,
-        starts,
+        (n_terms.cumsum(0) - n_terms).int(),
         mode="sum",
         per_sample_weights=coefficients.to(table.dtype),
     )
@@ -125,6 +155,7 @@ def reconstruct(
     centered: torch.Tensor,
     code: Code,
     prefixes: Prefixes,
+    scratch: Scratch,
     *,
     n_rows: int,
     scores: torch.Tensor,
@@ -145,59 +176,79 @@ def reconstruct(
         Their active entries.
     prefixes : Prefixes
         Parts of the dictionary that share the loss.
+    scratch : Scratch
+        Space for intermediate results.
     n_rows : int
         Rows of the whole batch; `centered` may be one process's part of them.
     scores : torch.Tensor, shape (n, d_sae)
-        Scratch space in the precision of `decoder`, overwritten if that is bfloat16.
+        Space in the precision of `decoder`, overwritten if that is bfloat16.
     """
-    n_parts, (n, d_in) = len(prefixes.sizes), centered.shape
-    dense = decoder.dtype == torch.bfloat16
+    n_parts, (n, d_in), d_sae = len(prefixes.sizes), centered.shape, len(decoder)
+    full, low = centered.dtype, decoder.dtype
+    dense = low == torch.bfloat16
     bag = code.rows
     if n_parts > 1:  # a token's features ascend, so its prefixes do
-        bag = bag * n_parts + prefixes.part[code.features]
+        bag = bag * n_parts + prefixes.part.index_select(0, code.features)
+    n_active = torch.bincount(bag, minlength=n * n_parts)
     with torch.enable_grad():  # only for the slope of the active entries
         acts = code.acts.detach().requires_grad_(not dense)
-        written = weighted_sums(decoder, code.features, bag, acts, n * n_parts)
-    errors = written.detach().to(centered.dtype).view(n, n_parts, d_in)
+        written = weighted_sums(decoder, code.features, n_active, acts)
+    errors = torch.sub(
+        written.detach().view(n, n_parts, d_in),
+        centered[:, None],
+        out=scratch("errors", (n, n_parts, d_in), full),
+    )
     for part in range(1, n_parts):
         errors[:, part] += errors[:, part - 1]
-    errors = errors - centered[:, None]
-    loss = errors.square().sum() / (n_rows * n_parts)
-    slopes = errors * (2 / (n_rows * n_parts))
-    for part in reversed(range(n_parts - 1)):  # a feature is in all later prefixes too
-        slopes[:, part] += slopes[:, part + 1]
-    table = slopes.view(n * n_parts, d_in).to(decoder.dtype)
+        errors[:, part] += centered
+    loss = _sum_of_squares(errors) / (n_rows * n_parts)
+    error, square = errors[:, 0], loss
+    if n_parts > 1:
+        error = scratch("error", (n, d_in), full).copy_(errors[:, -1])
+        square = _sum_of_squares(error) / n_rows
+        for part in reversed(range(n_parts - 1)):  # later prefixes hold a feature too
+            errors[:, part] += errors[:, part + 1]
+    step = 2 / (n_rows * n_parts)
+    slopes = scratch("slopes", (n * n_parts, d_in), low)
+    torch.mul(errors.view(n * n_parts, d_in), step, out=slopes)
 
     if dense:
-        by_part = table.view(n, n_parts, d_in)
+        by_part = slopes.view(n, n_parts, d_in)
         for part, columns in enumerate(prefixes.columns()):
             torch.mm(by_part[:, part], decoder[columns].T, out=scores[:, columns])
-        acts_slope = scores.view(-1)[code.flat].to(centered.dtype)
+        acts_slope = scores.view(-1).index_select(0, code.flat).to(full)
     else:
-        (acts_slope,) = torch.autograd.grad(written, acts, table)
+        (acts_slope,) = torch.autograd.grad(written, acts, slopes)
     acts = acts.detach()
 
-    d_sae, order = len(decoder), sort_by_feature(code, len(decoder))
-    features = code.features[order]
-    b_enc = torch.bincount(code.features, acts_slope, d_sae).to(centered.dtype)
-    return Gradients(
-        error=errors[:, -1],
-        loss=loss,
-        slopes=Parameters(
-            encoder=weighted_sums(
-                centered.to(decoder.dtype),
-                code.rows[order],
-                features,
-                acts_slope[order],
-                d_sae,
-            ).to(centered.dtype),
-            b_enc=b_enc,
-            decoder=weighted_sums(table, bag[order], features, acts[order], d_sae).to(
-                centered.dtype
-            ),
-            # b_dec is added to the output and subtracted from the input.
-            b_dec=slopes[:, 0].sum(0) - b_enc @ weights.encoder,
-        ),
-        along=torch.bincount(code.features, acts * acts_slope, d_sae).to(b_enc.dtype),
-        n_fired=torch.bincount(code.features, minlength=d_sae),
+    n_fired = torch.bincount(code.features, minlength=d_sae)
+    b_enc = torch.bincount(code.features, acts_slope, d_sae).to(full)
+    order = sort_by_feature(code, d_sae)
+    encoder_slope = weighted_sums(
+        scratch.cast("centered", centered, low),
+        code.rows.index_select(0, order),
+        n_fired,
+        acts_slope.index_select(0, order),
     )
+    decoder_slope = weighted_sums(
+        slopes, bag.index_select(0, order), n_fired, acts.index_select(0, order)
+    )
+    return Gradients(
+        error=error,
+        loss=loss,
+        square=square,
+        slopes=Parameters(
+            encoder=scratch.cast("encoder slope", encoder_slope, full),
+            b_enc=b_enc,
+            decoder=scratch.cast("decoder slope", decoder_slope, full),
+            # b_dec is added to the output and subtracted from the input.
+            b_dec=errors[:, 0].sum(0) * step - b_enc @ weights.encoder,
+        ),
+        along=torch.bincount(code.features, acts * acts_slope, d_sae).to(full),
+        n_fired=n_fired,
+    )
+
+
+def _sum_of_squares(values: torch.Tensor) -> torch.Tensor:
+    flat = values.reshape(-1)
+    return torch.dot(flat, flat)

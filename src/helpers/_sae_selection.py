@@ -62,14 +62,14 @@ def batch_top_k(
     """
     n_kept = len(pre) * k * peers.size
     flat = _candidates(pre, n_kept, cut, peers)
-    acts = pre.view(-1)[flat]
+    acts = pre.view(-1).index_select(0, flat)
     acts = acts.to(torch.promote_types(acts.dtype, torch.float32))
     kept, cut = _largest(acts, n_kept, peers)
     if kept is not None:
-        flat, acts = flat[kept], acts[kept]
-    d_sae = pre.shape[1]
-    rows = torch.div(flat, d_sae, rounding_mode="floor")
-    return Code(flat, rows.int(), (flat - rows * d_sae).int(), acts, cut)
+        kept = _true(kept)
+        flat, acts = flat.index_select(0, kept), acts.index_select(0, kept)
+    rows, features = _coordinates(flat, pre.shape[1])
+    return Code(flat, rows, features, acts, cut)
 
 
 def _candidates(
@@ -136,16 +136,36 @@ def _largest(
     kept = everyone > cut
     n_ties = n_kept - int(kept.sum())
     if n_ties:
-        ties = torch.nonzero(everyone == cut).squeeze(1)
+        ties = _true(everyone == cut)
         spread = torch.arange(n_ties, device=ties.device) * len(ties) // n_ties
         kept[ties[spread]] = True
-    return torch.nonzero(peers.own(kept, len(acts))).squeeze(1), float(cut)
+    return peers.own(kept, len(acts)), float(cut)
 
 
 def _kth_smallest(values: torch.Tensor, k: int) -> torch.Tensor:
     if values.device.type == "cpu":  # numpy selects ten times faster
         return torch.from_numpy(np.partition(values.numpy(), k - 1))[k - 1]
     return values.kthvalue(k).values
+
+
+def _true(mask: torch.Tensor) -> torch.Tensor:
+    """Return where a mask is true."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return torch.nonzero(mask).squeeze(1)
+
+
+def _coordinates(flat: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows and columns of flat positions, int32."""
+    if flat.device.type == "cpu":  # numpy divides by multiplying
+        positions = flat.numpy()
+        if len(positions) and positions[-1] < 2**31:
+            positions = positions.astype(np.int32)
+        rows = positions // width
+        columns = (positions - rows * width).astype(np.int32)
+        return torch.from_numpy(rows.astype(np.int32)), torch.from_numpy(columns)
+    rows = torch.div(flat, width, rounding_mode="floor")
+    return rows.int(), (flat - rows * width).int()
 
 
 def sort_by_feature(code: Code, d_sae: int) -> torch.Tensor:

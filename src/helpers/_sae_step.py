@@ -17,6 +17,7 @@ from helpers._sae_products import (
     Gradients,
     Parameters,
     Prefixes,
+    Scratch,
     reconstruct,
     weighted_sums,
 )
@@ -88,13 +89,7 @@ class Trainer:
     def _set_precision(self, dtype: torch.dtype) -> None:
         """Choose the format of the operands of large products."""
         self.precision = dtype
-        low = dtype != self.weights.encoder.dtype
-        # A CPU has no caching allocator: what is made anew page-faults every step.
-        self._tables = [
-            torch.empty_like(weight, dtype=dtype) if low else weight
-            for weight in (self.weights.encoder, self.weights.decoder)
-        ]
-        self._scores = torch.empty(0, dtype=dtype, device=self.weights.encoder.device)
+        self._scratch = Scratch(self.weights.encoder.device)
 
     def step(self, x: torch.Tensor) -> dict[str, float]:
         """Update the weights on one batch.
@@ -116,8 +111,7 @@ class Trainer:
         config, peers = self.config, self.peers
         n_rows, d_in = len(x) * peers.size, x.shape[1]
         gradients, l0 = self._gradients(x, n_rows)
-        squares = gradients.error.square().sum(1)
-        totals = torch.stack([gradients.loss, squares.sum() / n_rows])
+        totals = torch.stack([gradients.loss, gradients.square])
         peers.add(totals, gradients.n_fired, gradients.along, *gradients.slopes)
 
         dead = self.rows_since_fired > self.dead_after_rows
@@ -133,7 +127,7 @@ class Trainer:
         self.rows_since_fired[gradients.n_fired > 0] = 0
 
         learning_rate = self._update(slopes)
-        n_revived = self._revive(x, gradients.error, squares) if n_dead else 0
+        n_revived = self._revive(gradients.error) if n_dead else 0
         loss, error = (totals / d_in).tolist()
         return {
             "loss": loss,
@@ -147,32 +141,29 @@ class Trainer:
 
     def _gradients(self, x: torch.Tensor, n_rows: int) -> tuple[Gradients, float]:
         """Return the gradients of the reconstruction, and mean L0."""
-        weights, peers = self.weights, self.peers
-        for table, weight in zip(
-            self._tables, (weights.encoder, weights.decoder), strict=True
-        ):
-            if table is not weight:
-                table.copy_(weight)
-        encoder, decoder = self._tables
-        if self._scores.shape != (len(x), len(encoder)):
-            self._scores = encoder.new_empty(len(x), len(encoder))
-        centered = x - weights.b_dec
-        torch.addmm(
-            weights.b_enc.to(encoder.dtype),
-            centered.to(encoder.dtype),
-            encoder.T,
-            out=self._scores,
+        weights, peers, scratch = self.weights, self.peers, self._scratch
+        low, shape = self.precision, (len(x), self.config.d_sae)
+        encoder = scratch.cast("encoder", weights.encoder, low)
+        centered = torch.sub(
+            x, weights.b_dec, out=scratch("full centered", x.shape, x.dtype)
         )
-        code = batch_top_k(self._scores, self.config.k, self.cut, peers=peers)
+        scores = torch.addmm(
+            weights.b_enc.to(low),
+            scratch.cast("centered", centered, low),
+            encoder.T,
+            out=scratch("scores", shape, low),
+        )
+        code = batch_top_k(scores, self.config.k, self.cut, peers=peers)
         self.cut = code.cut
         gradients = reconstruct(
             weights,
-            decoder,
+            scratch.cast("decoder", weights.decoder, low),
             centered,
             code,
             self.prefixes,
+            scratch,
             n_rows=n_rows,
-            scores=self._scores,
+            scores=scores,
         )
         return gradients, peers.total(len(code.acts)) / n_rows
 
@@ -264,9 +255,8 @@ class Trainer:
             start = x[first] - x[second] + 0.01 * noise
         weights.decoder.copy_(F.normalize(start, dim=1))
         code = batch_top_k(x @ weights.decoder.T, config.k)
-        sae_out = weighted_sums(
-            weights.decoder, code.features, code.rows, code.acts, len(x)
-        )
+        n_active = torch.bincount(code.rows, minlength=len(x))
+        sae_out = weighted_sums(weights.decoder, code.features, n_active, code.acts)
         gain = (x * sae_out).sum() / sae_out.square().sum()
         weights.encoder.copy_(weights.decoder * gain)
 
@@ -302,9 +292,7 @@ class Trainer:
             )
             self._set_precision(self.weights.encoder.dtype)
 
-    def _revive(
-        self, x: torch.Tensor, error: torch.Tensor, squares: torch.Tensor
-    ) -> int:
+    def _revive(self, error: torch.Tensor) -> int:
         """Start dead features anew from time to time; return how many.
 
         Directions are residuals of rows drawn in proportion to their squared error
@@ -314,7 +302,7 @@ class Trainer:
         """
         config, peers, weights = self.config, self.peers, self.weights
         every = max(
-            round(self.dead_after_rows / (len(x) * peers.size)),
+            round(self.dead_after_rows / (len(error) * peers.size)),
             math.ceil(self.n_steps / _REVIVALS),
         )
         if (
@@ -327,7 +315,7 @@ class Trainer:
         dead, living = is_dead.nonzero().squeeze(1), ~is_dead
         if not len(dead) or not living.any():
             return 0
-        chances = peers.gather(squares).double().cpu()
+        chances = peers.gather(error.square().sum(1)).double().cpu()
         if not chances.any():
             return 0
         generator = torch.Generator().manual_seed(config.random_state + self.n_done)
