@@ -10,6 +10,11 @@ from __future__ import annotations
 
 from helpers._sae_card import Card, evaluate
 from helpers._sae_config import SAEConfig
+from helpers._sae_interchange import (
+    export_saelens,
+    import_dictionary_learning,
+    import_saelens,
+)
 from helpers._sae_model import BatchTopKSAE
 from helpers._sae_rows import MatrixRows, RowSource
 from helpers._sae_training import Trained, calibrate_threshold, train, train_many
@@ -23,6 +28,9 @@ __all__ = [
     "Trained",
     "calibrate_threshold",
     "evaluate",
+    "export_saelens",
+    "import_dictionary_learning",
+    "import_saelens",
     "train",
     "train_many",
 ]
