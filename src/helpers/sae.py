@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from helpers._sae_card import Card, evaluate
 from helpers._sae_config import SAEConfig
+from helpers._sae_controls import pca_fvu
 from helpers._sae_interchange import (
     export_saelens,
     import_dictionary_learning,
@@ -17,12 +18,22 @@ from helpers._sae_interchange import (
 )
 from helpers._sae_model import BatchTopKSAE
 from helpers._sae_rows import MatrixRows, RowSource
+from helpers._sae_stability import (
+    Match,
+    match_features,
+    seed_stability,
+    subspace_overlap,
+)
 from helpers._sae_training import Trained, calibrate_threshold, train, train_many
+from helpers._sae_worlds import PlantedWorld, Recovery, planted_world, recovery
 
 __all__ = [
     "BatchTopKSAE",
     "Card",
+    "Match",
     "MatrixRows",
+    "PlantedWorld",
+    "Recovery",
     "RowSource",
     "SAEConfig",
     "Trained",
@@ -31,6 +42,12 @@ __all__ = [
     "export_saelens",
     "import_dictionary_learning",
     "import_saelens",
+    "match_features",
+    "pca_fvu",
+    "planted_world",
+    "recovery",
+    "seed_stability",
+    "subspace_overlap",
     "train",
     "train_many",
 ]
