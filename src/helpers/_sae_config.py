@@ -74,7 +74,7 @@ class SAEConfig:
     dead_after: float = 0.1
     revive_until: float = 0.95
     aux_k: int | None = None
-    aux_coefficient: float = 1 / 32
+    aux_coefficient: float = 0.1
     aux_rows: int = 1024
     plateau: float = 0.0
     matryoshka: tuple[int, ...] = ()

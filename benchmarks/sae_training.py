@@ -1,0 +1,388 @@
+"""Train the same rows with this package and with its peers, and compare.
+
+    python benchmarks/sae_training.py --config A --peers-python PYTHON
+
+runs one process per contender, each with the same rows, width, k, batch, learning rate
+and number of steps. They take turns of a few steps, so that a change of the machine's
+load falls on all. Printed are step times (wall and CPU, medians over turns, and ratios
+to the peers' turn by turn), the error of the reconstruction of the same held-out rows
+after the same number of steps, the training time to the peer's final error, and peak
+memory above what the process held before its trainer was made.
+
+dictionary_learning (BatchTopK) and sparsify (TopK) run in the Python given by
+--peers-python, where ``pip install dictionary-learning eai-sparsify`` was run; a peer
+that is not importable there is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+ROWS_HELD_OUT = 4096
+BATCHES = 8  # of rows in memory, visited in turn
+
+
+class Shape(NamedTuple):
+    """Sizes of a comparison."""
+
+    d_in: int
+    d_sae: int
+    k: int
+    batch_size: int
+    n_steps: int
+    turn: int
+
+
+SHAPES = {
+    "A": Shape(128, 1024, 16, 2048, 300, 20),
+    "B": Shape(512, 4096, 32, 4096, 40, 4),
+    "C": Shape(1024, 8192, 64, 4096, 12, 2),
+}
+CONTENDERS = ("helpers", "helpers float32", "dictionary_learning", "sparsify")
+
+
+def make_rows(shape: Shape, seed: int = 20_311) -> np.ndarray:
+    """Return centered, scaled sums of about k directions of Zipf frequency."""
+    rng = np.random.default_rng(seed)
+    n_rows = BATCHES * shape.batch_size + ROWS_HELD_OUT
+    centers = rng.normal(size=(max(1, shape.d_sae // 16), shape.d_in))
+    directions = rng.normal(size=(shape.d_sae, shape.d_in)).astype(np.float32)
+    directions += centers[rng.integers(0, len(centers), shape.d_sae)]
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    chances = (1.0 + np.arange(shape.d_sae)) ** -0.8
+    cumulative = np.cumsum(chances / chances.sum())
+    rows = np.empty((n_rows, shape.d_in), dtype=np.float32)
+    for first in range(0, n_rows, 1024):
+        n = min(1024, n_rows - first)
+        features = np.searchsorted(cumulative, rng.random((n, shape.k)))
+        features = features.clip(max=shape.d_sae - 1)
+        sizes = rng.lognormal(0, 0.5, (n, shape.k)).astype(np.float32)
+        dense = np.zeros((n, shape.d_sae), dtype=np.float32)
+        np.put_along_axis(dense, features, sizes, axis=1)
+        rows[first : first + n] = dense @ directions
+    rows += 0.05 * rows.std() * rng.normal(size=rows.shape)
+    rows -= rows.mean(0)
+    return rows / rows.std()
+
+
+class Helpers:
+    """This package."""
+
+    def __init__(self, shape: Shape, learning_rate: float, precision: str) -> None:
+        from helpers._sae_step import Trainer
+        from helpers.sae import SAEConfig
+
+        self.shape = shape
+        self.trainer = Trainer(
+            shape.d_in,
+            SAEConfig(
+                d_sae=shape.d_sae,
+                k=shape.k,
+                batch_size=shape.batch_size,
+                learning_rate=learning_rate,
+                warmup=0.0,
+                decay=0.0,
+                precision=precision,
+                random_state=7,
+            ),
+            n_steps=shape.n_steps,
+            # As the peers' rules, out of reach of a run this short.
+            dead_after_rows=1e7,
+            device=torch.device("cpu"),
+        )
+
+    def step(self, x: torch.Tensor) -> None:
+        """Take one step."""
+        self.trainer.step(x)
+
+    def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the reconstruction with k features per row of the batch."""
+        sae = self.trainer.model()
+        return sae.decode(keep_largest(sae.pre_activations(x), self.shape.k))
+
+    def directions(self) -> torch.Tensor:
+        """Return the decoder rows."""
+        return self.trainer.weights.decoder
+
+
+class DictionaryLearning:
+    """dictionary_learning's BatchTopK trainer."""
+
+    def __init__(self, shape: Shape, learning_rate: float) -> None:
+        from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+
+        self.n_done = 0
+        self.trainer = BatchTopKTrainer(
+            steps=shape.n_steps,
+            activation_dim=shape.d_in,
+            dict_size=shape.d_sae,
+            k=shape.k,
+            layer=0,
+            lm_name="none",
+            lr=learning_rate,
+            warmup_steps=0,
+            seed=7,
+            device="cpu",
+        )
+
+    def step(self, x: torch.Tensor) -> None:
+        """Take one step."""
+        self.trainer.update(self.n_done, x)
+        self.n_done += 1
+
+    def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the reconstruction with k features per row of the batch."""
+        sae = self.trainer.ae
+        return sae.decode(sae.encode(x, use_threshold=False))
+
+    def directions(self) -> torch.Tensor:
+        """Return the decoder rows."""
+        return self.trainer.ae.decoder.weight.T
+
+
+class Sparsify:
+    """sparsify's TopK coder, stepped as its trainer does."""
+
+    def __init__(self, shape: Shape, learning_rate: float) -> None:
+        from sparsify.config import SparseCoderConfig
+        from sparsify.sparse_coder import SparseCoder
+
+        torch.manual_seed(7)
+        config = SparseCoderConfig(num_latents=shape.d_sae, k=shape.k)
+        self.sae = SparseCoder(shape.d_in, config)
+        self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=learning_rate)
+        self.started = False
+
+    def step(self, x: torch.Tensor) -> None:
+        """Take one step."""
+        if not self.started:
+            self.sae.b_dec.data = x.mean(0)
+            self.started = True
+        self.sae.set_decoder_norm_to_unit_norm()
+        self.sae(x).fvu.backward()
+        self.sae.remove_gradient_parallel_to_decoder_directions()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the reconstruction with k features of every row."""
+        return self.sae(x).sae_out
+
+    def directions(self) -> torch.Tensor:
+        """Return the decoder rows."""
+        return self.sae.W_dec
+
+
+def keep_largest(h: torch.Tensor, k: int) -> torch.Tensor:
+    """Return a code with the largest entries of the whole batch."""
+    top = h.flatten().topk(len(h) * k)
+    code = torch.zeros_like(h).flatten().scatter_(0, top.indices, top.values)
+    return code.view_as(h)
+
+
+def peak_memory() -> float:
+    """Return this process's peak memory, MiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def work(name: str, rows_file: str, shape: Shape, learning_rate: float) -> None:
+    """Train on request: read numbers of steps, write what they took."""
+    rows = torch.from_numpy(np.load(rows_file, mmap_mode="c"))
+    batches = rows[:-ROWS_HELD_OUT].split(shape.batch_size)
+    heldout = rows[-ROWS_HELD_OUT:]
+    float(rows.sum())  # in memory before the clock starts
+    # What a trainer imports is no part of its memory.
+    make = {
+        "helpers": lambda: Helpers(shape, learning_rate, "auto"),
+        "helpers float32": lambda: Helpers(shape, learning_rate, "float32"),
+        "dictionary_learning": lambda: DictionaryLearning(shape, learning_rate),
+        "sparsify": lambda: Sparsify(shape, learning_rate),
+    }[name]
+    make()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = peak_memory()
+    contender = make()
+    answer({"ready": name})
+    n_done = 0
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "steps" in request:
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(request["steps"]):
+                contender.step(batches[n_done % len(batches)])
+                n_done += 1
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            memory = peak_memory() - before
+            answer({"wall": wall, "cpu": cpu, "memory": memory})
+        else:
+            with torch.no_grad():
+                error = contender.reconstruct(heldout) - heldout
+                fvu = error.square().sum() / (heldout - heldout.mean(0)).square().sum()
+            Path("/proc/self/clear_refs").write_text("5")
+            answer({"fvu": float(fvu)})
+
+
+def answer(message: dict[str, Any]) -> None:
+    """Write one line to the process that asks."""
+    sys.__stdout__.write(json.dumps(message) + "\n")
+    sys.__stdout__.flush()
+
+
+class Contender:
+    """A process that trains on request."""
+
+    def __init__(self, name: str, python: str, arguments: list[str]) -> None:
+        self.name = name
+        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+        self.process = subprocess.Popen(
+            [python, __file__, "--worker", name, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            text=True,
+        )
+        self.turns: list[dict[str, float]] = []
+        self.curve: list[tuple[int, float, float]] = []  # steps, seconds, FVU
+
+    def hear(self) -> dict[str, Any] | None:
+        """Return the next answer, None if the process has ended."""
+        for line in self.process.stdout:
+            if line.startswith("{"):  # some peers print when imported
+                return json.loads(line)
+        return None
+
+    def ask(self, request: dict[str, int]) -> dict[str, Any]:
+        """Send a request and wait for its answer."""
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        found = self.hear()
+        if found is None:
+            raise SystemExit(f"{self.name} stopped")
+        return found
+
+    def seconds_to(self, fvu: float) -> float | None:
+        """Return the training time at which an error was first reached."""
+        reached = [seconds for _, seconds, found in self.curve if found <= fvu]
+        return reached[0] if reached else None
+
+
+def compare(contenders: list[Contender], shape: Shape) -> None:
+    """Let the contenders take turns until all have done their steps."""
+    n_done = 0
+    while n_done < shape.n_steps:
+        steps = min(shape.turn, shape.n_steps - n_done)
+        n_done += steps
+        for contender in contenders:
+            turn = contender.ask({"steps": steps})
+            contender.turns.append(turn | {"steps": steps})
+        for contender in contenders:
+            seconds = sum(turn["wall"] for turn in contender.turns)
+            fvu = contender.ask({"score": 1})["fvu"]
+            contender.curve.append((n_done, seconds, fvu))
+
+
+def report(contenders: list[Contender]) -> None:
+    """Print the table."""
+    by_name = {contender.name: contender for contender in contenders}
+    print(
+        f"{'contender':<22}{'wall':>9}{'CPU':>9}{'FVU':>9}{'memory':>10}   "
+        "speed by wall [range], by CPU, and to the final FVU of the peer"
+    )
+    for contender in contenders:
+        turns = contender.turns[1:] or contender.turns  # the first warms up
+        wall, cpu = (
+            1000 * statistics.median(turn[clock] / turn["steps"] for turn in turns)
+            for clock in ("wall", "cpu")
+        )
+        memory = max(turn["memory"] for turn in contender.turns)
+        fvu = contender.curve[-1][2]
+        text = f"{contender.name:<22}{wall:>6.1f} ms{cpu:>6.1f} ms{fvu:>9.4f}"
+        text += f"{memory:>6.0f} MiB"
+        for peer in ("dictionary_learning", "sparsify"):
+            if peer in by_name and contender.name.startswith("helpers"):
+                text += "   " + versus(contender, by_name[peer])
+        print(text, flush=True)
+
+
+def versus(contender: Contender, peer: Contender) -> str:
+    """Return how much faster a contender is than a peer."""
+    ratios = {
+        clock: [
+            theirs[clock] / ours[clock]
+            for ours, theirs in zip(contender.turns[1:], peer.turns[1:], strict=True)
+        ]
+        for clock in ("wall", "cpu")
+    }
+    walls = ratios["wall"]
+    needed = contender.seconds_to(peer.curve[-1][2])
+    quality = "not reached" if needed is None else f"{peer.curve[-1][1] / needed:.1f}x"
+    return (
+        f"{peer.name} {statistics.median(walls):.1f}x "
+        f"[{min(walls):.1f}-{max(walls):.1f}], "
+        f"{statistics.median(ratios['cpu']):.1f}x, {quality}"
+    )
+
+
+def main() -> None:
+    """Compare the contenders on one configuration."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", choices=SHAPES, default="A")
+    parser.add_argument("--steps", type=int, help="instead of the configuration's")
+    parser.add_argument("--turn", type=int, help="steps at a time")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--peers-python", default=sys.executable)
+    parser.add_argument("--contenders", nargs="+", default=CONTENDERS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--rows", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    shape = SHAPES[options.config]
+    shape = shape._replace(
+        n_steps=options.steps or shape.n_steps, turn=options.turn or shape.turn
+    )
+    if options.worker:
+        torch.set_num_threads(options.threads)
+        sys.stdout = sys.stderr  # answers alone go to the pipe
+        work(options.worker, options.rows, shape, options.learning_rate)
+        return
+
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows_file = f"{folder}/rows.npy"
+        np.save(rows_file, make_rows(shape))
+        arguments = ["--config", options.config, "--rows", rows_file]
+        arguments += ["--steps", str(shape.n_steps), "--threads", str(options.threads)]
+        arguments += ["--learning-rate", str(options.learning_rate)]
+        contenders = []
+        for name in options.contenders:
+            own = name.startswith("helpers")
+            python = sys.executable if own else options.peers_python
+            contender = Contender(name, python, arguments)
+            if contender.hear() is None:
+                print(f"{name}: left out, not importable in {python}")
+                continue
+            contenders.append(contender)
+        print(f"{options.config}: {shape}, {options.threads} threads", flush=True)
+        compare(contenders, shape)
+        report(contenders)
+        for contender in contenders:
+            contender.process.stdin.close()
+            contender.process.wait()
+
+
+if __name__ == "__main__":
+    main()
