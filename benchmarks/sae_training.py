@@ -7,7 +7,7 @@ and number of steps. They take turns of a few steps, so that a change of the mac
 load falls on all. Printed are step times (wall and CPU, medians over turns, and ratios
 to the peers' turn by turn), the error of the reconstruction of the same held-out rows
 after the same number of steps, the training time to the peer's final error, and peak
-memory above what the process held before its trainer was made.
+memory above what the process held before its trainer was made. Linux only.
 
 dictionary_learning (BatchTopK) and sparsify (TopK) run in the Python given by
 --peers-python, where ``pip install dictionary-learning eai-sparsify`` was run; a peer
@@ -22,6 +22,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,6 +50,7 @@ SHAPES = {
     "B": Shape(512, 4096, 32, 4096, 40, 4),
     "C": Shape(1024, 8192, 64, 4096, 12, 2),
 }
+RULES = {"dictionary_learning": "batch", "sparsify": "row"}  # what a peer optimizes
 CONTENDERS = ("helpers", "helpers float32", "dictionary_learning", "sparsify")
 
 
@@ -77,13 +79,12 @@ def make_rows(shape: Shape, seed: int = 20_311) -> np.ndarray:
 
 
 class Helpers:
-    """This package."""
+    """The trainer of this package."""
 
     def __init__(self, shape: Shape, learning_rate: float, precision: str) -> None:
         from helpers._sae_step import Trainer
         from helpers.sae import SAEConfig
 
-        self.shape = shape
         self.trainer = Trainer(
             shape.d_in,
             SAEConfig(
@@ -106,14 +107,10 @@ class Helpers:
         """Take one step."""
         self.trainer.step(x)
 
-    def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the reconstruction with k features per row of the batch."""
-        sae = self.trainer.model()
-        return sae.decode(keep_largest(sae.pre_activations(x), self.shape.k))
-
-    def directions(self) -> torch.Tensor:
-        """Return the decoder rows."""
-        return self.trainer.weights.decoder
+    def weights(self) -> tuple[torch.Tensor, ...]:
+        """Return encoder and decoder, features as rows, and their biases."""
+        encoder, b_enc, decoder, b_dec = self.trainer.weights
+        return encoder, decoder, b_enc, b_dec
 
 
 class DictionaryLearning:
@@ -141,14 +138,10 @@ class DictionaryLearning:
         self.trainer.update(self.n_done, x)
         self.n_done += 1
 
-    def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the reconstruction with k features per row of the batch."""
+    def weights(self) -> tuple[torch.Tensor, ...]:
+        """Return encoder and decoder, features as rows, and their biases."""
         sae = self.trainer.ae
-        return sae.decode(sae.encode(x, use_threshold=False))
-
-    def directions(self) -> torch.Tensor:
-        """Return the decoder rows."""
-        return self.trainer.ae.decoder.weight.T
+        return sae.encoder.weight, sae.decoder.weight.T, sae.encoder.bias, sae.b_dec
 
 
 class Sparsify:
@@ -175,20 +168,29 @@ class Sparsify:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def reconstruct(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the reconstruction with k features of every row."""
-        return self.sae(x).sae_out
-
-    def directions(self) -> torch.Tensor:
-        """Return the decoder rows."""
-        return self.sae.W_dec
+    def weights(self) -> tuple[torch.Tensor, ...]:
+        """Return encoder and decoder, features as rows, and their biases."""
+        sae = self.sae
+        return sae.encoder.weight, sae.W_dec, sae.encoder.bias, sae.b_dec
 
 
-def keep_largest(h: torch.Tensor, k: int) -> torch.Tensor:
-    """Return a code with the largest entries of the whole batch."""
-    top = h.flatten().topk(len(h) * k)
-    code = torch.zeros_like(h).flatten().scatter_(0, top.indices, top.values)
-    return code.view_as(h)
+@torch.no_grad()
+def scores(contender: Any, x: torch.Tensor, k: int) -> dict[str, float]:
+    """Return the FVU with the k largest features of each row, and k a row of the batch.
+
+    Both for every contender: with the same weights the first is lower on rows of about
+    k features each, and TopK trainers report it, BatchTopK trainers the second.
+    """
+    encoder, decoder, b_enc, b_dec = contender.weights()
+    h = torch.relu((x - b_dec) @ encoder.T + b_enc)
+    variance = (x - x.mean(0)).square().sum()
+    found = {}
+    for rule, values in {"row": h, "batch": h.view(1, -1)}.items():
+        top = values.topk(h.numel() // h.shape[1] * k // len(values), dim=1)
+        code = torch.zeros_like(values).scatter_(1, top.indices, top.values)
+        error = code.view_as(h) @ decoder + b_dec - x
+        found[rule] = float(error.square().sum() / variance)
+    return found
 
 
 def peak_memory() -> float:
@@ -203,14 +205,13 @@ def work(name: str, rows_file: str, shape: Shape, learning_rate: float) -> None:
     batches = rows[:-ROWS_HELD_OUT].split(shape.batch_size)
     heldout = rows[-ROWS_HELD_OUT:]
     float(rows.sum())  # in memory before the clock starts
-    # What a trainer imports is no part of its memory.
     make = {
         "helpers": lambda: Helpers(shape, learning_rate, "auto"),
         "helpers float32": lambda: Helpers(shape, learning_rate, "float32"),
         "dictionary_learning": lambda: DictionaryLearning(shape, learning_rate),
         "sparsify": lambda: Sparsify(shape, learning_rate),
     }[name]
-    make()
+    make()  # what a trainer imports is no part of its memory
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = peak_memory()
     contender = make()
@@ -227,11 +228,7 @@ def work(name: str, rows_file: str, shape: Shape, learning_rate: float) -> None:
             memory = peak_memory() - before
             answer({"wall": wall, "cpu": cpu, "memory": memory})
         else:
-            with torch.no_grad():
-                error = contender.reconstruct(heldout) - heldout
-                fvu = error.square().sum() / (heldout - heldout.mean(0)).square().sum()
-            Path("/proc/self/clear_refs").write_text("5")
-            answer({"fvu": float(fvu)})
+            answer(scores(contender, heldout, shape.k))
 
 
 def answer(message: dict[str, Any]) -> None:
@@ -255,7 +252,7 @@ class Contender:
             text=True,
         )
         self.turns: list[dict[str, float]] = []
-        self.curve: list[tuple[int, float, float]] = []  # steps, seconds, FVU
+        self.curve: list[dict[str, float]] = []  # seconds of training, FVU by rule
 
     def hear(self) -> dict[str, Any] | None:
         """Return the next answer, None if the process has ended."""
@@ -273,9 +270,9 @@ class Contender:
             raise SystemExit(f"{self.name} stopped")
         return found
 
-    def seconds_to(self, fvu: float) -> float | None:
+    def seconds_to(self, fvu: float, rule: str) -> float | None:
         """Return the training time at which an error was first reached."""
-        reached = [seconds for _, seconds, found in self.curve if found <= fvu]
+        reached = [point["seconds"] for point in self.curve if point[rule] <= fvu]
         return reached[0] if reached else None
 
 
@@ -290,16 +287,15 @@ def compare(contenders: list[Contender], shape: Shape) -> None:
             contender.turns.append(turn | {"steps": steps})
         for contender in contenders:
             seconds = sum(turn["wall"] for turn in contender.turns)
-            fvu = contender.ask({"score": 1})["fvu"]
-            contender.curve.append((n_done, seconds, fvu))
+            contender.curve.append({"seconds": seconds} | contender.ask({"score": 1}))
 
 
 def report(contenders: list[Contender]) -> None:
     """Print the table."""
     by_name = {contender.name: contender for contender in contenders}
     print(
-        f"{'contender':<22}{'wall':>9}{'CPU':>9}{'FVU':>9}{'memory':>10}   "
-        "speed by wall [range], by CPU, and to the final FVU of the peer"
+        f"{'contender':<22}{'wall':>9}{'CPU':>9}{'FVU of rows':>13}{'of batch':>10}"
+        f"{'memory':>11}   speed by wall [range], by CPU, to the peer's final FVU"
     )
     for contender in contenders:
         turns = contender.turns[1:] or contender.turns  # the first warms up
@@ -307,18 +303,18 @@ def report(contenders: list[Contender]) -> None:
             1000 * statistics.median(turn[clock] / turn["steps"] for turn in turns)
             for clock in ("wall", "cpu")
         )
-        memory = max(turn["memory"] for turn in contender.turns)
-        fvu = contender.curve[-1][2]
-        text = f"{contender.name:<22}{wall:>6.1f} ms{cpu:>6.1f} ms{fvu:>9.4f}"
-        text += f"{memory:>6.0f} MiB"
-        for peer in ("dictionary_learning", "sparsify"):
+        memory = contender.turns[0]["memory"]  # before anything was scored
+        last = contender.curve[-1]
+        text = f"{contender.name:<20}{wall:>8.1f} ms{cpu:>6.0f} ms{last['row']:>13.4f}"
+        text += f"{last['batch']:>10.4f}{memory:>7.0f} MiB"
+        for peer, rule in RULES.items():
             if peer in by_name and contender.name.startswith("helpers"):
-                text += "   " + versus(contender, by_name[peer])
+                text += "   " + versus(contender, by_name[peer], rule)
         print(text, flush=True)
 
 
-def versus(contender: Contender, peer: Contender) -> str:
-    """Return how much faster a contender is than a peer."""
+def versus(contender: Contender, peer: Contender, rule: str) -> str:
+    """Return how much faster a contender is than a peer, at the peer's own rule."""
     ratios = {
         clock: [
             theirs[clock] / ours[clock]
@@ -327,8 +323,9 @@ def versus(contender: Contender, peer: Contender) -> str:
         for clock in ("wall", "cpu")
     }
     walls = ratios["wall"]
-    needed = contender.seconds_to(peer.curve[-1][2])
-    quality = "not reached" if needed is None else f"{peer.curve[-1][1] / needed:.1f}x"
+    last = peer.curve[-1]
+    needed = contender.seconds_to(last[rule], rule)
+    quality = "not reached" if needed is None else f"{last['seconds'] / needed:.1f}x"
     return (
         f"{peer.name} {statistics.median(walls):.1f}x "
         f"[{min(walls):.1f}-{max(walls):.1f}], "
@@ -358,8 +355,6 @@ def main() -> None:
         sys.stdout = sys.stderr  # answers alone go to the pipe
         work(options.worker, options.rows, shape, options.learning_rate)
         return
-
-    import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         rows_file = f"{folder}/rows.npy"

@@ -170,7 +170,7 @@ def test_bfloat16_step_follows_float32(matryoshka):
 
 
 def test_low_precision_that_disagrees_is_given_up(monkeypatch):
-    monkeypatch.setattr("helpers._sae_step._TOLERANCE", 1e-9)
+    monkeypatch.setattr("helpers._sae_step._LOSS_TOLERANCE", 1e-9)
     config = small_config(precision="bfloat16")
     trainer = Trainer(32, config, n_steps=9, dead_after_rows=9, device=CPU)
     with pytest.warns(UserWarning, match="training in float32"):
