@@ -6,8 +6,9 @@ runs one process per contender, each with the same rows, width, k, batch, learni
 and number of steps. They take turns of a few steps, so that a change of the machine's
 load falls on all. Printed are step times (wall and CPU, medians over turns, and ratios
 to the peers' turn by turn), the error of the reconstruction of the same held-out rows
-after the same number of steps, the training time to the peer's final error, and peak
-memory above what the process held before its trainer was made. Linux only.
+after the same number of steps, how well the planted directions were found, the training
+time to the peer's final error, and peak memory above what the process held before its
+trainer was made. Linux only.
 
 dictionary_learning (BatchTopK) and sparsify (TopK) run in the Python given by
 --peers-python, where ``pip install dictionary-learning eai-sparsify`` was run; a peer
@@ -54,8 +55,11 @@ RULES = {"dictionary_learning": "batch", "sparsify": "row"}  # what a peer optim
 CONTENDERS = ("helpers", "helpers float32", "dictionary_learning", "sparsify")
 
 
-def make_rows(shape: Shape, seed: int = 20_311) -> np.ndarray:
-    """Return centered, scaled sums of about k directions of Zipf frequency."""
+def make_rows(shape: Shape, seed: int = 20_311) -> tuple[np.ndarray, np.ndarray]:
+    """Return centered, scaled sums of about k directions of Zipf frequency, and those.
+
+    The seed is no trainer's: one that draws the directions themselves would shine.
+    """
     rng = np.random.default_rng(seed)
     n_rows = BATCHES * shape.batch_size + ROWS_HELD_OUT
     centers = rng.normal(size=(max(1, shape.d_sae // 16), shape.d_in))
@@ -75,7 +79,7 @@ def make_rows(shape: Shape, seed: int = 20_311) -> np.ndarray:
         rows[first : first + n] = dense @ directions
     rows += 0.05 * rows.std() * rng.normal(size=rows.shape)
     rows -= rows.mean(0)
-    return rows / rows.std()
+    return rows / rows.std(), directions
 
 
 class Helpers:
@@ -175,11 +179,14 @@ class Sparsify:
 
 
 @torch.no_grad()
-def scores(contender: Any, x: torch.Tensor, k: int) -> dict[str, float]:
+def scores(
+    contender: Any, x: torch.Tensor, directions: torch.Tensor, k: int
+) -> dict[str, float]:
     """Return the FVU with the k largest features of each row, and k a row of the batch.
 
     Both for every contender: with the same weights the first is lower on rows of about
-    k features each, and TopK trainers report it, BatchTopK trainers the second.
+    k features each, and TopK trainers report it, BatchTopK trainers the second. Beside
+    them, the mean over planted directions of the cosine of the nearest decoder row.
     """
     encoder, decoder, b_enc, b_dec = contender.weights()
     h = torch.relu((x - b_dec) @ encoder.T + b_enc)
@@ -190,6 +197,8 @@ def scores(contender: Any, x: torch.Tensor, k: int) -> dict[str, float]:
         code = torch.zeros_like(values).scatter_(1, top.indices, top.values)
         error = code.view_as(h) @ decoder + b_dec - x
         found[rule] = float(error.square().sum() / variance)
+    unit = decoder / decoder.norm(dim=1, keepdim=True)
+    found["cosine"] = float((directions @ unit.T).amax(1).mean())
     return found
 
 
@@ -199,9 +208,10 @@ def peak_memory() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def work(name: str, rows_file: str, shape: Shape, learning_rate: float) -> None:
+def work(name: str, folder: str, shape: Shape, learning_rate: float) -> None:
     """Train on request: read numbers of steps, write what they took."""
-    rows = torch.from_numpy(np.load(rows_file, mmap_mode="c"))
+    rows = torch.from_numpy(np.load(f"{folder}/rows.npy", mmap_mode="c"))
+    directions = torch.from_numpy(np.load(f"{folder}/directions.npy"))
     batches = rows[:-ROWS_HELD_OUT].split(shape.batch_size)
     heldout = rows[-ROWS_HELD_OUT:]
     float(rows.sum())  # in memory before the clock starts
@@ -228,7 +238,7 @@ def work(name: str, rows_file: str, shape: Shape, learning_rate: float) -> None:
             memory = peak_memory() - before
             answer({"wall": wall, "cpu": cpu, "memory": memory})
         else:
-            answer(scores(contender, heldout, shape.k))
+            answer(scores(contender, heldout, directions, shape.k))
 
 
 def answer(message: dict[str, Any]) -> None:
@@ -295,7 +305,8 @@ def report(contenders: list[Contender]) -> None:
     by_name = {contender.name: contender for contender in contenders}
     print(
         f"{'contender':<22}{'wall':>9}{'CPU':>9}{'FVU of rows':>13}{'of batch':>10}"
-        f"{'memory':>11}   speed by wall [range], by CPU, to the peer's final FVU"
+        f"{'cosine':>8}{'memory':>11}   speed by wall [range], by CPU, "
+        "to the peer's final FVU"
     )
     for contender in contenders:
         turns = contender.turns[1:] or contender.turns  # the first warms up
@@ -306,7 +317,7 @@ def report(contenders: list[Contender]) -> None:
         memory = contender.turns[0]["memory"]  # before anything was scored
         last = contender.curve[-1]
         text = f"{contender.name:<20}{wall:>8.1f} ms{cpu:>6.0f} ms{last['row']:>13.4f}"
-        text += f"{last['batch']:>10.4f}{memory:>7.0f} MiB"
+        text += f"{last['batch']:>10.4f}{last['cosine']:>8.3f}{memory:>7.0f} MiB"
         for peer, rule in RULES.items():
             if peer in by_name and contender.name.startswith("helpers"):
                 text += "   " + versus(contender, by_name[peer], rule)
@@ -344,7 +355,7 @@ def main() -> None:
     parser.add_argument("--peers-python", default=sys.executable)
     parser.add_argument("--contenders", nargs="+", default=CONTENDERS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--rows", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     shape = SHAPES[options.config]
     shape = shape._replace(
@@ -353,13 +364,13 @@ def main() -> None:
     if options.worker:
         torch.set_num_threads(options.threads)
         sys.stdout = sys.stderr  # answers alone go to the pipe
-        work(options.worker, options.rows, shape, options.learning_rate)
+        work(options.worker, options.folder, shape, options.learning_rate)
         return
 
     with tempfile.TemporaryDirectory() as folder:
-        rows_file = f"{folder}/rows.npy"
-        np.save(rows_file, make_rows(shape))
-        arguments = ["--config", options.config, "--rows", rows_file]
+        for name, array in zip(("rows", "directions"), make_rows(shape), strict=True):
+            np.save(f"{folder}/{name}.npy", array)
+        arguments = ["--config", options.config, "--folder", folder]
         arguments += ["--steps", str(shape.n_steps), "--threads", str(options.threads)]
         arguments += ["--learning-rate", str(options.learning_rate)]
         contenders = []

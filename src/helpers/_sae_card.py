@@ -78,7 +78,8 @@ def evaluate(
     FVU = sum |x - x_hat|^2 / sum |x - mean(x)|^2 over the whole set; an average over
     batches has another denominator in each. Shrinkage is
     1 - sum |y|^2 / sum <y, u> with u and y input and reconstruction less mean(x): 0
-    when no rescaling improves the reconstruction, positive when it is too short.
+    when no rescaling improves the reconstruction, positive when it is too short, NaN
+    where nothing fires.
     """
     n_rows, d_in = check_matrix("activations", activations, sae.d_in)
     labels = np.zeros(n_rows, dtype=int) if groups is None else np.asarray(groups)
@@ -136,12 +137,14 @@ def _card_line(
     """Return one line of the card from the row-wise numbers of :func:`evaluate`."""
     n_rows, total = len(rows), rows.sum()
     offset, cross = u_sum @ u_sum / n_rows, u_sum @ y_sum / n_rows
+    along = total["uy"] - cross  # 0 where every reconstruction is the same
+    length = total["y2"] - 2 * cross + offset
     return {
         "n_rows": n_rows,
         "norm_mean": rows["norm"].mean(),
         "norm_sd": rows["norm"].std(ddof=0),
         "fvu": total["error2"] / (total["u2"] - offset),
-        "shrinkage": 1 - (total["y2"] - 2 * cross + offset) / (total["uy"] - cross),
+        "shrinkage": 1 - length / along if along else np.nan,
         "l0_mean": rows["l0"].mean(),
         "l0_sd": rows["l0"].std(ddof=0),
         "dead_percent": 100 * (n_fired == 0).mean(),

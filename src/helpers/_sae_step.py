@@ -189,25 +189,30 @@ class Trainer:
         centered, error = x[chosen] - weights.b_dec, error[chosen]
         dead = dead.nonzero().squeeze(1)
         encoder, decoder = weights.encoder[dead], weights.decoder[dead]
-        pre = F.relu(torch.addmm(weights.b_enc[dead], centered, encoder.T))
+        pre = F.relu(self._product(centered, encoder.T) + weights.b_enc[dead])
         top = pre.topk(min(config.aux_k, len(dead)), dim=1)
         acts = torch.zeros_like(pre).scatter_(1, top.indices, top.values)
-        missed = acts @ decoder + error
+        missed = self._product(acts, decoder) + error
         squares = torch.stack([missed.square().sum(), error.square().sum()])
         peers.add(squares)
         # In the units of the loss, the squared error of a row.
-        weight = config.aux_coefficient * x.shape[1] / squares[1]
-        slope = missed * (2 * weight)
-        acts_slope = (slope @ decoder.T) * (acts > 0)
-        decoder_slope = acts.T @ slope
+        slope = missed * (2 * config.aux_coefficient * x.shape[1] / squares[1])
+        acts_slope = self._product(slope, decoder.T) * (acts > 0)
+        decoder_slope = self._product(acts.T, slope)
         decoder_slope -= (decoder_slope * decoder).sum(1, keepdim=True) * decoder
-        parts = [acts_slope.T @ centered, acts_slope.sum(0), decoder_slope]
-        peers.add(*parts)
-        slopes.encoder[dead] += parts[0]
-        slopes.b_enc[dead] += parts[1]
-        slopes.decoder[dead] += parts[2]
-        slopes.b_dec.sub_(parts[1] @ encoder)
+        encoder_slope = self._product(acts_slope.T, centered)
+        bias_slope = acts_slope.sum(0)
+        peers.add(encoder_slope, bias_slope, decoder_slope)
+        slopes.encoder.index_add_(0, dead, encoder_slope)
+        slopes.b_enc.index_add_(0, dead, bias_slope)
+        slopes.decoder.index_add_(0, dead, decoder_slope)
+        slopes.b_dec.sub_(bias_slope @ encoder)
         return float(config.aux_coefficient * squares[0] / squares[1])
+
+    def _product(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Multiply matrices with operands in the precision chosen."""
+        low = self.precision
+        return (first.to(low) @ second.to(low)).to(first.dtype)
 
     def _update(self, slopes: Parameters) -> float:
         """Take one Adam step; decoder rows return to norm 1."""
