@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import _sae_card, _sae_training
+from helpers import _sae_card, _sae_threshold
 from helpers.sae import BatchTopKSAE, calibrate_threshold, evaluate, train
 from sae_rows import planted_rows, small_config
 
@@ -152,7 +152,7 @@ def test_threshold_is_streamed_exactly(trained, monkeypatch):
     expected = sae.pre_activations(rows).flatten().sort(descending=True).values
     sae = copy.deepcopy(sae)
     for chunk_entries in (100 * sae.d_sae, 10**8):
-        monkeypatch.setattr(_sae_training, "_CALIBRATION_ENTRIES", chunk_entries)
+        monkeypatch.setattr(_sae_threshold, "_ENTRIES", chunk_entries)
         sae.threshold.fill_(-1)
         calibrate_threshold(sae, rows)
         found = float(sae.threshold)

@@ -73,11 +73,13 @@ def test_export_folds_normalization_into_the_weights(trained, tmp_path):
     sae, rows = trained
     export_saelens(sae, tmp_path, metadata={"hook_name": "block 2"})
     back = import_saelens(tmp_path)
-    torch.testing.assert_close(back(rows), sae(rows), rtol=1e-3, atol=1e-3)
-    # Its features write in raw units; ours in units of the scale.
-    z = sae.encode(rows[:500])
-    same = (back.encode(rows[:500]) / sae.scale - z).abs() < 1e-4
-    assert same.float().mean() > 0.9999  # a value at the threshold may fall on either
+    # A value within rounding of the threshold may fall on either side.
+    clear = ((sae.pre_activations(rows) - sae.threshold).abs() > 1e-5).all(1)
+    assert clear.float().mean() > 0.99
+    x = rows[clear]
+    torch.testing.assert_close(back(x), sae(x), rtol=1e-4, atol=1e-4)
+    # Imported features write unit rows: theirs are in raw units, ours in the scale's.
+    torch.testing.assert_close(back.encode(x) / sae.scale, sae.encode(x))
     assert back.k == K
     config = json.loads((tmp_path / "cfg.json").read_text())
     assert config["metadata"]["hook_name"] == "block 2"

@@ -228,4 +228,4 @@ def test_two_processes_train_like_one(tmp_path, precision, matryoshka):
     # Sums in another order: rounding, larger in bfloat16, grows with the steps.
     rounding = 1e-4 if precision == "float32" else 5e-3
     np.testing.assert_allclose(one["loss"][:10], two["loss"][:10], rtol=rounding)
-    np.testing.assert_allclose(one["loss"], two["loss"], rtol=0.05)
+    np.testing.assert_allclose(one["loss"], two["loss"], rtol=0.1)

@@ -210,6 +210,21 @@ def test_dead_features_start_anew_along_residuals():
     torch.testing.assert_close(norms, torch.ones(32))
 
 
+def test_dead_features_point_where_reconstructions_fall_short():
+    batch = planted_rows(256)[0]
+    trainer = Trainer(32, small_config(), n_steps=40, dead_after_rows=512, device=CPU)
+    trainer.step(batch)
+    trainer.step(batch)
+    missing = torch.nn.functional.normalize(batch[:1], dim=1)
+    error = torch.zeros_like(batch)
+    error[7] = -missing  # the reconstruction of one row lacks this
+    trainer.rows_since_fired[3] = 10_000
+    assert trainer._revive(error) == 1
+    assert float(trainer.weights.decoder[3] @ missing[0]) > 0.99
+    assert float(trainer.weights.encoder[3] @ missing[0]) > 0
+    assert int(trainer.rows_since_fired[3]) == 0
+
+
 def test_a_frozen_decoder_stays_random():
     batches = planted_rows(5 * 256)[0].view(5, 256, 32)
     config = small_config(frozen_decoder=True)

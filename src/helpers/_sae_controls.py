@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers._sae_rows import check_matrix, stream
-from helpers._sae_training import Matrix
+from helpers._sae_rows import Matrix, check_matrix, stream
 
 __all__ = ["pca_fvu"]
 

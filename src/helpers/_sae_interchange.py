@@ -19,7 +19,7 @@ from safetensors.torch import save as safetensors_save
 
 from helpers import __version__
 from helpers._sae_model import BatchTopKSAE, write_atomically
-from helpers._sae_training import calibrate_threshold
+from helpers._sae_threshold import calibrate_threshold
 
 __all__ = ["export_saelens", "import_dictionary_learning", "import_saelens"]
 

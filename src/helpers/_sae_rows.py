@@ -13,6 +13,7 @@ from helpers._sae_peers import ALONE, Peers
 
 __all__ = [
     "CHUNK_ROWS",
+    "Matrix",
     "MatrixRows",
     "Moments",
     "RowSource",
@@ -23,6 +24,7 @@ __all__ = [
     "stream",
 ]
 
+Matrix = torch.Tensor | np.ndarray
 CHUNK_ROWS = 4096  # rows held densely at a time outside training
 _CONSTANT = 1e-12  # share of variance that rounding to single precision leaves
 
@@ -95,7 +97,7 @@ class MatrixRows:
         If a matrix is not one of floating numbers, or shapes differ.
     """
 
-    def __init__(self, matrices: Mapping[Hashable, torch.Tensor | np.ndarray]) -> None:
+    def __init__(self, matrices: Mapping[Hashable, Matrix]) -> None:
         self._matrices = dict(matrices)
         self.names = tuple(self._matrices)
         if not self.names:
@@ -216,7 +218,7 @@ def check_matrix(name: str, matrix: Any, d_in: int | None = None) -> tuple[int, 
 
 
 def gather(
-    matrix: torch.Tensor | np.ndarray,
+    matrix: Matrix,
     rows: np.ndarray | slice,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
@@ -229,7 +231,7 @@ def gather(
 
 
 def stream(
-    name: str, matrix: torch.Tensor | np.ndarray, device: torch.device | str
+    name: str, matrix: Matrix, device: torch.device | str
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield consecutive rows and where they lie; raise ValueError at NaN or inf."""
     for first in range(0, len(matrix), CHUNK_ROWS):

@@ -21,23 +21,23 @@ from helpers._sae_config import SAEConfig
 from helpers._sae_model import BatchTopKSAE
 from helpers._sae_peers import Peers
 from helpers._sae_rows import (
+    Matrix,
     MatrixRows,
     Moments,
     RowSource,
-    check_finite,
     check_matrix,
-    gather,
     moments,
 )
 from helpers._sae_step import Trainer
+from helpers._sae_threshold import (
+    CALIBRATION_ROWS,
+    calibrate_threshold,
+    set_threshold,
+)
 
-__all__ = ["Trained", "calibrate_threshold", "train", "train_many"]
+__all__ = ["Trained", "train", "train_many"]
 
 logger = logging.getLogger("helpers.sae")
-
-Matrix = torch.Tensor | np.ndarray
-_CALIBRATION_ROWS = 2**17  # enough for a standard error of L0 well below 1 % of k
-_CALIBRATION_ENTRIES = 2**24  # pre-activations held at a time
 
 
 class Trained(NamedTuple):
@@ -364,10 +364,10 @@ class _Run:
                 random_state=config.random_state,
             )
             n_batches = min(
-                self.steps_per_epoch, math.ceil(_CALIBRATION_ROWS / config.batch_size)
+                self.steps_per_epoch, math.ceil(CALIBRATION_ROWS / config.batch_size)
             )
-            n_rows = min(n_batches * config.batch_size, _CALIBRATION_ROWS)
-            _set_threshold(sae, (batch[name] for batch in batches), n_rows)
+            n_rows = min(n_batches * config.batch_size, CALIBRATION_ROWS)
+            set_threshold(sae, (batch[name] for batch in batches), n_rows)
         else:
             calibrate_threshold(sae, heldout, random_state=config.random_state)
         sae.provenance = {
@@ -382,65 +382,3 @@ class _Run:
             "torch": torch.__version__,
         }
         return Trained(sae, pd.DataFrame(self.history[name]))
-
-
-def calibrate_threshold(
-    sae: BatchTopKSAE, activations: Matrix, *, random_state: int = 0
-) -> None:
-    """Set the threshold so that rows have `sae.k` active features on average.
-
-    Parameters
-    ----------
-    sae : BatchTopKSAE
-        Changed in place.
-    activations : torch.Tensor or array-like, shape (n_tokens, d_in)
-        Raw activations; of more than 131,072 rows a random subset of that size counts.
-    random_state : int
-        Seed of that subset.
-
-    Raises
-    ------
-    ValueError
-        If the rows have another width or are not finite.
-    """
-    n_rows, _ = check_matrix("heldout", activations, sae.d_in)
-    rng = np.random.default_rng(random_state)
-    chosen = np.sort(rng.permutation(n_rows)[:_CALIBRATION_ROWS])
-    chunk = _calibration_chunk(sae)
-
-    def chunks() -> Iterator[torch.Tensor]:
-        for first in range(0, len(chosen), chunk):
-            rows = chosen[first : first + chunk]
-            x = gather(activations, rows)
-            if not torch.isfinite(x.sum()):
-                check_finite("heldout", gather(activations, slice(None)), 0)
-            yield x
-
-    _set_threshold(sae, chunks(), len(chosen))
-
-
-@torch.no_grad()
-def _set_threshold(
-    sae: BatchTopKSAE, chunks: Iterator[torch.Tensor], n_rows: int
-) -> None:
-    """Set the threshold at which n_rows rows have k active features on average.
-
-    This is the order statistic itself: of N rows, the (N k + 1)-th largest
-    pre-activation. A running mean over training is still off after thousands of steps.
-    """
-    n_largest, n_seen = n_rows * sae.k + 1, 0
-    largest = torch.empty(0, device=sae.W_enc.device)
-    floor = 0.0
-    while n_seen < n_rows:
-        for x in next(chunks)[: n_rows - n_seen].split(_calibration_chunk(sae)):
-            h = sae.pre_activations(x.to(largest.device))
-            largest = torch.cat([largest, h[h > floor]])
-            if len(largest) > n_largest:
-                largest, _ = largest.topk(n_largest, sorted=False)
-                floor = float(largest.min())
-            n_seen += len(x)
-    sae.threshold = torch.tensor(floor, device=largest.device)
-
-
-def _calibration_chunk(sae: BatchTopKSAE) -> int:
-    return max(1, _CALIBRATION_ENTRIES // sae.d_sae)

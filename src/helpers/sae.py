@@ -24,7 +24,8 @@ from helpers._sae_stability import (
     seed_stability,
     subspace_overlap,
 )
-from helpers._sae_training import Trained, calibrate_threshold, train, train_many
+from helpers._sae_threshold import calibrate_threshold
+from helpers._sae_training import Trained, train, train_many
 from helpers._sae_worlds import PlantedWorld, Recovery, planted_world, recovery
 
 __all__ = [
