@@ -14,7 +14,7 @@ from helpers import causal
 from helpers.costs import study_costs
 from helpers.epibert import EpiBERTConfig
 from helpers.public_data import ENCODE_TISSUES
-from helpers.sae import SAEConfig
+from helpers.stages import sae_config
 from helpers.tissues import CONTEXTS, tissue_files
 
 
@@ -33,7 +33,7 @@ def main() -> None:
         config,
         n_biosamples=len(tissues) * len(CONTEXTS),
         n_windows=n_windows,
-        sae=SAEConfig(d_sae=8 * config.d_model, k=64),
+        sae=sae_config(config.d_model),
         n_random_sets=sum(sum(sets.values()) for sets in causal.N_RANDOM.values()),
         n_ablation_windows=min(causal.N_WINDOWS, n_windows // 4),
     )

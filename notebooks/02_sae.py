@@ -74,7 +74,7 @@ print(study.description)
 # Dictionaries are trained on `select` chromosomes, $\theta$ is set on `tune`, and all numbers below are of `test`.
 
 # %% tags=["remove-stderr"]
-config = stages.SAE_CONFIG
+config = stages.sae_config(study.model.config.d_model)
 saes = stages.train_saes(study)
 print(f"{config.d_sae} features, k = {config.k}, {config.n_epochs} epochs")
 

@@ -33,7 +33,6 @@ from helpers.tissues import read_tissues, tissue_files
 from helpers.windows import Inputs, WindowDataset
 
 __all__ = [
-    "SAE_CONFIG",
     "Study",
     "called_features",
     "extract",
@@ -43,6 +42,7 @@ __all__ = [
     "open_study",
     "precision_error",
     "read_cards",
+    "sae_config",
     "score_context",
     "summaries",
     "train_saes",
@@ -50,7 +50,6 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 SIMULATED_TISSUES = ["blood", "liver", "lymph"]
-SAE_CONFIG = SAEConfig(d_sae=512, k=16, n_epochs=10)
 N_FLIPS = 2000
 ALPHA = 0.05  # family-wise, per block
 _OWN_TRAINING = PretrainConfig(n_steps=1200, warmup_steps=100)  # minutes on a CPU
@@ -420,7 +419,19 @@ def _extract_batch(
     store.mark_complete(batch)
 
 
-def train_saes(study: Study, config: SAEConfig = SAE_CONFIG) -> dict[int, BatchTopKSAE]:
+def sae_config(d_model: int) -> SAEConfig:
+    """Return the settings of a dictionary for streams of a width.
+
+    Eight features per dimension, and as many at a time as twice the root of the width:
+    512 and 16 for the small model, 8,192 and 64 for the published one.
+    """
+    k = round(2 * d_model**0.5)
+    return SAEConfig(d_sae=8 * d_model, k=k, batch_size=512, n_epochs=10)
+
+
+def train_saes(
+    study: Study, config: SAEConfig | None = None
+) -> dict[int, BatchTopKSAE]:
     """Return one dictionary per block, trained on ``select`` windows.
 
     Every biosample gives the same number of tokens; the threshold is set on ``tune``
@@ -428,6 +439,7 @@ def train_saes(study: Study, config: SAEConfig = SAE_CONFIG) -> dict[int, BatchT
     weights.
     """
     store = extract(study)
+    config = config or sae_config(study.model.config.d_model)
     config = replace(config, random_state=study.seed)
     recipe = {
         "sae": asdict(config),
@@ -440,7 +452,9 @@ def train_saes(study: Study, config: SAEConfig = SAE_CONFIG) -> dict[int, BatchT
         def build(partial: Path, layer: int = layer) -> None:
             _train_sae(study, store, layer, config, partial)
 
-        path = study.run.artefact(f"sae/block{layer}", recipe | {"layer": layer}, build)
+        path = study.run.artefact(
+            f"sae/block{layer}", recipe | {"layer": layer}, build, resumable=True
+        )
         saes[layer] = BatchTopKSAE.load(path, device=study.device)
     return saes
 
@@ -456,11 +470,18 @@ def _train_sae(
             bar.total = record["n_steps"]
             bar.update()
 
+        folder.mkdir(exist_ok=True)
+        checkpoint = folder / "training.pt"
         sae, history = train(
-            rows, config, heldout=tune, device=study.device, progress=progress
+            rows,
+            config,
+            heldout=tune,
+            device=study.device,
+            progress=progress,
+            checkpoint=checkpoint,
         )
-    folder.mkdir()
     sae.save(folder)
+    checkpoint.unlink()
     history.to_parquet(folder / "history.parquet")
     test = store.rows(layer, splits=["test"])
     names = study.dataset.biosamples["name"].to_numpy()
