@@ -264,6 +264,119 @@ def test_null_p_values_are_uniform_enough(per_block):
     assert (table["class"] != "none").mean() <= 0.002
 
 
+def test_intervals_of_effect_sizes_cover_what_is_planted():
+    rng = np.random.default_rng(20)
+    n_blocks, n_features = 40, 2000
+    sizes = rng.integers(2, 9, size=n_blocks)
+    blocks = np.repeat(np.arange(n_blocks), sizes)
+    # Positive, skewed, twice as high and more often on in vivo.
+    block = rng.gamma(4, 0.25, size=(2, n_blocks, n_features))[:, blocks]
+    fires = (
+        rng.random((2, len(blocks), n_features)) < np.array([0.5, 0.8])[:, None, None]
+    )
+    level = np.array([1.0, 2.0])[:, None, None]
+    features = level * block * fires
+    table = context_divergence(
+        features, make_design(1), blocks, firing_rates=fires * 0.25
+    )
+    truth = {
+        "log2_fold": np.log2(3.2),
+        "delta_rate": 0.25 * 0.3,
+        "log_intensity": np.log(2),
+        "log_odds": np.log(0.2 / 0.8 / (0.125 / 0.875)),
+    }
+    for name, value in truth.items():
+        covered = table[f"{name}_low"].le(value) & table[f"{name}_high"].ge(value)
+        assert 0.925 <= covered.mean() <= 0.975, (name, covered.mean())
+    auc = table["auc"].mean()
+    covered = table["auc_low"].le(auc) & table["auc_high"].ge(auc)
+    assert 0.925 <= covered.mean() <= 0.975
+
+
+def test_interval_of_d_z_covers_its_population_value():
+    rng = np.random.default_rng(21)
+    noise = rng.normal(size=(40, 4000)) + 0.6
+    features = np.stack([np.full((40, 4000), 5.0), 5 + noise])
+    table = context_divergence(features, make_design(1), np.arange(40))
+    covered = table["d_z_low"].le(0.6) & table["d_z_high"].ge(0.6)
+    assert 0.93 <= covered.mean() <= 0.97
+
+
+def test_hurdle_tells_turning_on_from_turning_up():
+    rng = np.random.default_rng(22)
+    n_blocks, per_block, n_tokens, n_features = 40, 4, 32, 80
+    blocks = np.repeat(np.arange(n_blocks), per_block)
+    shape = (len(blocks), n_tokens, n_features)
+    means, rates = [], []
+    for lineage in range(2):
+        for context in range(2):
+            fires = rng.random(shape) < 0.2
+            acts = rng.gamma(3, 1 / 3, size=shape)
+            if context:
+                more = rng.random((*shape[:2], 20)) < 0.1
+                fires[..., :20] |= more  # on more often
+                acts[..., 20:40] *= 1.5  # as often, but stronger
+                fires[..., 40:60] |= more
+                acts[..., 40:60] *= 1.5
+            means.append((acts * fires).mean(axis=1))
+            rates.append(fires.mean(axis=1))
+    table = context_divergence(
+        np.stack(means), make_design(2), blocks, firing_rates=np.stack(rates)
+    )
+    readout = table["readout"].to_numpy()
+    planted = np.repeat(["on-off", "up-down", "both", ""], 20)
+    for kind in ("on-off", "up-down", "both"):
+        assert (readout[planted == kind] == kind).mean() >= 0.85, kind
+    assert (readout[planted == ""] == "").mean() >= 0.95
+    assert (table["log_odds"].iloc[:20] > 0.2).all()
+    np.testing.assert_allclose(
+        table["log_intensity"].iloc[20:40], np.log(1.5), atol=0.15
+    )
+
+
+def test_hurdle_by_hand():
+    """One feature, five blocks of one window: sums and their logs."""
+    rates = np.array([[0.25, 0.5, 0, 0.25, 0.25], [0.5, 0.5, 0.5, 0.25, 0.5]])
+    acts = np.array([[1.0, 1, 0, 2, 1], [3.0, 2, 2, 1, 1]])
+    table = context_divergence(
+        np.repeat(acts[..., None], 2, axis=2) * [1, 10],
+        make_design(1),
+        np.arange(5),
+        firing_rates=np.repeat(rates[..., None], 2, axis=2),
+    )
+    half = 0.125  # the smallest rate is a token of four
+
+    def odds(rate):
+        return (rate.sum() + half) / (5 - rate.sum() + half)
+
+    expected = np.log(odds(rates[1]) / odds(rates[0]))
+    np.testing.assert_allclose(table["log_odds"], expected)
+    intensity = acts.sum(axis=1) / rates.sum(axis=1)
+    np.testing.assert_allclose(
+        table["log_intensity"], np.log(intensity[1] / intensity[0])
+    )
+    left_out = [np.delete(x, b, axis=1) for b in range(5) for x in [rates]]
+    estimates = [
+        np.log((x[1].sum() + half) / (4 - x[1].sum() + half))
+        - np.log((x[0].sum() + half) / (4 - x[0].sum() + half))
+        for x in left_out
+    ]
+    se = np.sqrt(4 / 5 * np.square(estimates - np.mean(estimates)).sum())
+    np.testing.assert_allclose(
+        table["log_odds_high"] - table["log_odds"], stats.t.isf(0.025, 4) * se
+    )
+
+
+def test_attrs_say_what_the_design_tells_of_every_estimand():
+    three = context_divergence(*make_world(n_features=5)).attrs["estimands"]
+    assert list(three) == ["E1", "E2", "E3"]
+    assert "not estimable from 3 pair" in three["E3"]
+    one = context_divergence(*make_world(n_features=5, n_pairs=1)).attrs["estimands"]
+    assert "not estimable from 1 pair" in one["E2"]
+    six = context_divergence(*make_world(n_features=5, n_pairs=6)).attrs["estimands"]
+    assert six["E3"].startswith("E3 population contrast")
+
+
 def test_population_claim_from_three_pairs_is_refused():
     with pytest.raises(ValueError, match="E3 is not estimable from 3 pair.*0.25"):
         context_divergence(*make_world(n_features=5), population=True)
@@ -322,8 +435,20 @@ def test_context_divergence_refuses_bad_features():
         context_divergence(np.zeros_like(features), design, blocks)
     copied = features.copy()
     copied[3] = copied[2]
-    with pytest.raises(ValueError, match="'liver' no difference.*copies of one"):
+    copies = "'liver_in_vitro' and 'liver_in_vivo' hold the same.*copies of one"
+    with pytest.raises(ValueError, match=copies):
         context_divergence(copied, design, blocks)
+    copied = features.copy()
+    copied[4] = copied[1]  # in another lineage and context
+    with pytest.raises(ValueError, match="'lymph_in_vitro' and 'blood_in_vivo' hold"):
+        context_divergence(copied, design, blocks)
+    shifted = features.copy()
+    shifted[3] = shifted[2] + 0.25
+    with pytest.raises(ValueError, match="'liver' no difference.*zero variance"):
+        context_divergence(shifted, design, blocks)
+    ragged = [x[: 190 + i] for i, x in enumerate(features)]
+    with pytest.raises(ValueError, match="the same windows in every.*got list"):
+        context_divergence(ragged, design, blocks)
     with pytest.raises(ValueError, match="must have shape"):
         context_divergence(features[0], design, blocks)
     with pytest.raises(ValueError, match="firing_rates must have the shape"):

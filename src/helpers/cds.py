@@ -14,19 +14,27 @@ error rates hold.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from helpers._classes import agreement_columns, classify
+from helpers._effects import effect_columns, hurdle_columns, read_hurdle
+from helpers._layer_curve import (
+    LayerCurve,
+    RatioInterval,
+    bootstrap_ratio,
+    diffmean_curve,
+    layer_curve,
+    probe_curve,
+)
 from helpers.blockstats import (
-    CHUNK,
     ModeratedTest,
     adjust_p_values,
     max_t_p_values,
     moderated_t,
-    resampled_t,
 )
 from helpers.pairing import (
     CONTEXTS,
@@ -41,23 +49,31 @@ from helpers.pairing import (
 
 __all__ = [
     "CONTEXTS",
+    "ESTIMANDS",
+    "LayerCurve",
     "Moments",
     "PairedBlocks",
     "RatioInterval",
     "WelchResult",
     "bootstrap_ratio",
     "context_divergence",
+    "diffmean_curve",
+    "layer_curve",
     "paired_blocks",
+    "probe_curve",
     "welch",
 ]
 
 ESTIMANDS = {
-    False: "E1 track contrast: do these biosamples differ over the genome? "
+    "E1": "E1 track contrast: do these biosamples differ over the genome? "
     "Replicates are genomic blocks; says nothing about other biosamples.",
-    True: "E3 population contrast: do the contexts differ in general? "
+    "E2": "E2 consistency: does the track contrast hold with one sign in every "
+    "lineage? Read it from p_conjunction and the shared classes.",
+    "E3": "E3 population contrast: do the contexts differ in general? "
     "Replicates are lineage pairs.",
 }
 MIN_FLIP_BLOCKS = 20  # 2^20 sign patterns: the smallest p no longer limits Bonferroni
+_ROUNDING = 1e-6  # of single precision: less variation than this is none
 MIN_PAIRS = 6  # exact sign-flip over n pairs cannot go below 2 / 2^n
 
 
@@ -123,18 +139,24 @@ def context_divergence(
     pandas.DataFrame
         One row per feature. ``cds``, ``p`` and its adjustments ``p_bonferroni``,
         ``p_holm``, ``q_bh``, ``p_max_t`` for the shared effect; ``delta``, ``se``,
-        ``ci_low``, ``ci_high`` on the scale of the test; ``d_z`` (paired, over
-        replicates, Hedges-corrected), ``log2_fold``, ``auc``, ``delta_rate``; per
-        lineage ``cds_*``, ``delta_*``, ``p_*``; ``p_conjunction`` (the sign and
-        significance hold in every lineage), ``q``, ``p_heterogeneity``, ``i2``;
-        ``class`` and the ``lineages`` behind it; ``cds_naive``, ``p_naive``.
-        ``attrs`` name the estimand, counts of tests and blocks, and the prior.
+        ``ci_low``, ``ci_high`` on the scale of the test; the effect sizes ``d_z``
+        (paired, over replicates, Hedges-corrected), ``log2_fold``, ``auc`` and
+        ``delta_rate``, each with ``_low`` and ``_high``; per lineage ``cds_*``,
+        ``delta_*``, ``p_*``; ``p_conjunction`` (the sign and significance hold in
+        every lineage), ``q``, ``p_heterogeneity``, ``i2``; ``class`` and the
+        ``lineages`` behind it; ``cds_naive``, ``p_naive``. With firing rates the
+        hurdle parts ``log_odds`` and ``log_intensity``, each with ``_low``, ``_high``
+        and ``p_``, and for features in a class their ``readout``: ``on-off``,
+        ``up-down``, ``both`` or ``unresolved``. ``attrs`` name the ``estimand`` of the
+        score, what this design can say to all three (``estimands``), counts of tests
+        and blocks, and the prior.
 
     Raises
     ------
     ValueError
         For a design that is not made of pairs (duplicate biosamples, unknown or missing
-        contexts), NaN, fewer than 5 blocks, sign flips over fewer than 20 blocks, a
+        contexts), windows that are not the same in every biosample, NaN, copies of a
+        biosample, fewer than 5 blocks, sign flips over fewer than 20 blocks, a
         population claim from fewer than 6 pairs, or features that nowhere vary.
 
     Notes
@@ -155,6 +177,16 @@ def context_divergence(
     *Max-T*: all features of a block are flipped together, which keeps their
     correlation; p = (1 + hits) / (n_flips + 1). The null says that the two tracks are
     exchangeable, so a mere difference in scale rejects it: equalize depth first.
+
+    *Intervals* have level 1 - alpha, one feature at a time: of delta by the moderated
+    t, of d_z by its large-sample variance, 1/n + d_z^2 / (2 (n - 1)), of the others by
+    a delete-one-block jackknife. Zeros of a thresholded feature are made by the
+    threshold: pass pre-activations as `features` to see a change below it.
+
+    *What it cannot say.* The score compares tracks. Depth, composition of a tissue,
+    noise of a single biosample and the motif activity, one vector per biosample, all
+    make tracks differ; `helpers.confounders` takes them apart, and
+    `helpers.calibration` asks replicates of the biosamples.
     """
     _check_options(alpha, n_flips, correction)
     n_pairs, n_blocks = len(check_pairs(design, levels)), pd.Series(blocks).nunique()
@@ -173,20 +205,22 @@ def context_divergence(
             f"features: none fires in {MIN_FIRING_BLOCKS} blocks of any biosample; "
             "there is nothing to test"
         )
-    differences = data.differences[:, :, tested]
-    for lineage, of_lineage in zip(data.lineages, differences, strict=True):
-        if not np.ptp(of_lineage, axis=0).any():
+    firing_blocks = data.firing_blocks.max(axis=0)
+    data = data.select(tested)
+    rounding = _ROUNDING * np.abs(data.block_means).max(axis=(0, 1, 2))
+    for lineage, of_lineage in zip(data.lineages, data.differences, strict=True):
+        if (np.ptp(of_lineage, axis=0) <= rounding).all():
             raise ValueError(
                 f"features: in lineage {lineage!r} no difference between the contexts "
-                "varies over blocks; are they copies of one biosample?"
+                "varies over blocks: zero variance leaves nothing to test against"
             )
     # Activations may be signed (pre-activations): the trend follows their size.
-    activation = np.abs(data.means.mean(axis=(0, 1))[tested])
+    activation = np.abs(data.means.mean(axis=(0, 1)))
     covariate = _log_floor(activation) if trend else None
 
     sizes = data.sizes
-    by_lineage = [moderated_t(d, sizes, covariate=covariate) for d in differences]
-    replicates = differences.mean(axis=0)
+    by_lineage = [moderated_t(d, sizes, covariate=covariate) for d in data.differences]
+    replicates = data.differences.mean(axis=0)
     over_blocks = shared = moderated_t(replicates, sizes, covariate=covariate)
     if population:
         replicates = np.stack([test.delta for test in by_lineage])
@@ -198,29 +232,37 @@ def context_divergence(
         columns["p_max_t"] = max_t_p_values(
             replicates, sizes, shared, n_flips=n_flips, random_state=random_state
         )
+    for level, mean in zip(levels, data.means.mean(axis=1), strict=True):
+        columns[f"mean_{level}"] = mean
     # A pseudo-count far below a usual activation: it only tames the near-empty.
     pseudo_count = 0.01 * float(np.median(activation))
-    low, high = data.means.mean(axis=1)[:, tested]
-    columns |= {f"mean_{levels[0]}": low, f"mean_{levels[1]}": high}
-    with np.errstate(invalid="ignore", divide="ignore"):
-        columns["log2_fold"] = np.log2((high + pseudo_count) / (low + pseudo_count))
-    columns["auc"] = data.auc[tested]
-    if firing_rates is not None:
-        columns["delta_rate"] = _mean_difference(firing_rates, design, levels)[tested]
-    columns |= _lineage_columns(data, by_lineage, tested)
+    columns |= effect_columns(data, pseudo_count, alpha)
+    columns |= _lineage_columns(data, by_lineage)
     # Classes speak of the tracks (E1, E2) even where the score speaks of contexts (E3).
-    columns |= _classify(
-        columns, over_blocks.p, data.lineages, levels, correction, alpha
+    columns |= classify(
+        np.stack([test.delta for test in by_lineage]),
+        np.stack([columns[f"p_{lineage}"] for lineage in data.lineages]),
+        over_blocks.p,
+        lineages=data.lineages,
+        levels=levels,
+        correction=correction,
+        alpha=alpha,
     )
-    columns |= {"cds_naive": data.naive.t[tested], "p_naive": data.naive.p[tested]}
+    if firing_rates is not None:
+        columns |= hurdle_columns(data, alpha)
+        called = columns["class"] != "none"
+        columns["readout"] = np.where(called, read_hurdle(columns, alpha), "")
+    columns |= {"cds_naive": data.naive.t, "p_naive": data.naive.p}
 
     table = pd.DataFrame(columns, index=np.flatnonzero(tested))
     table = table.reindex(pd.RangeIndex(len(tested), name="feature"))
     table["class"] = table["class"].fillna("untested")
-    table["lineages"] = table["lineages"].fillna("")
-    table["firing_blocks"] = data.firing_blocks.max(axis=0)
+    for text in {"lineages", "readout"} & set(table):
+        table[text] = table[text].fillna("")
+    table["firing_blocks"] = firing_blocks
     table.attrs = {
-        "estimand": ESTIMANDS[population],
+        "estimand": ESTIMANDS["E3" if population else "E1"],
+        "estimands": _estimands(n_pairs),
         "positive": f"higher {levels[1]}",
         "scale": scale,
         "n_tested": int(tested.sum()),
@@ -249,18 +291,32 @@ def _check_replicates(
 ) -> None:
     """Refuse claims that the number of replicates cannot carry."""
     if population and n_pairs < MIN_PAIRS:
-        raise ValueError(
-            f"population: E3 is not estimable from {n_pairs} pair(s). With "
-            f"{n_pairs - 1} degrees of freedom nothing survives correction, and exact "
-            f"sign flips over pairs cannot go below p = 2/2^{n_pairs} = "
-            f"{2 / 2**n_pairs:.3g}; at least {MIN_PAIRS} pairs are needed. More "
-            "windows do not help: they replicate the genome, not the biosamples"
-        )
+        raise ValueError(f"population: {_why_no_population(n_pairs)}")
     if n_flips and not population and n_blocks < MIN_FLIP_BLOCKS:
         raise ValueError(
             f"n_flips: sign-flip max-T needs at least {MIN_FLIP_BLOCKS} blocks; "
             f"got {n_blocks}. Use smaller blocks or n_flips=0"
         )
+
+
+def _why_no_population(n_pairs: int) -> str:
+    return (
+        f"E3 is not estimable from {n_pairs} pair(s). With {n_pairs - 1} degrees of "
+        "freedom nothing survives correction, and exact sign flips over pairs cannot "
+        f"go below p = 2/2^{n_pairs} = {2 / 2**n_pairs:.3g}; at least {MIN_PAIRS} "
+        "pairs are needed. More windows do not help: they replicate the genome, not "
+        "the biosamples"
+    )
+
+
+def _estimands(n_pairs: int) -> dict[str, str]:
+    """Say what a design with so many pairs can tell of each estimand."""
+    found = dict(ESTIMANDS)
+    if n_pairs == 1:
+        found["E2"] = "E2 is not estimable from 1 pair: consistency needs two lineages"
+    if n_pairs < MIN_PAIRS:
+        found["E3"] = _why_no_population(n_pairs)
+    return found
 
 
 def _log_floor(activation: np.ndarray) -> np.ndarray:
@@ -277,6 +333,8 @@ def _shared_columns(
     hedges = 1 - 3 / (4 * (n_replicates - 1) - 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         d_z = hedges * test.delta / np.sqrt(test.variance)
+    spread = np.sqrt(1 / n_replicates + d_z**2 / (2 * (n_replicates - 1)))
+    reach = stats.norm.isf(alpha / 2) * spread
     return {
         "cds": test.t,
         "p": test.p,
@@ -288,191 +346,23 @@ def _shared_columns(
         "ci_low": test.delta - margin,
         "ci_high": test.delta + margin,
         "d_z": d_z,
+        "d_z_low": d_z - reach,
+        "d_z_high": d_z + reach,
     }
 
 
-def _mean_difference(
-    values: Any, design: pd.DataFrame, levels: tuple[str, str]
-) -> np.ndarray:
-    """Average second minus first context over windows and lineages."""
-    pairs = check_pairs(design, levels).values()
-    return np.mean(
-        [
-            np.mean(values[high], axis=0) - np.mean(values[low], axis=0)
-            for low, high in pairs
-        ],
-        axis=0,
-    )
-
-
 def _lineage_columns(
-    data: PairedBlocks, tests: list[ModeratedTest], tested: np.ndarray
+    data: PairedBlocks, tests: list[ModeratedTest]
 ) -> dict[str, np.ndarray]:
     """Collect the scores per lineage, their conjunction and heterogeneity."""
-    silent = data.firing_blocks[:, tested] < MIN_FIRING_BLOCKS
+    silent = data.firing_blocks < MIN_FIRING_BLOCKS
     columns: dict[str, np.ndarray] = {}
     for lineage, test, untested in zip(data.lineages, tests, silent, strict=True):
         columns[f"cds_{lineage}"] = np.where(untested, np.nan, test.t)
         columns[f"delta_{lineage}"] = test.delta
         columns[f"p_{lineage}"] = np.where(untested, np.nan, test.p)
-    delta = np.stack([test.delta for test in tests])
-    p = np.stack([columns[f"p_{lineage}"] for lineage in data.lineages])
-    # A feature silent in one lineage has no sign there: it cannot be shared.
-    columns["p_conjunction"] = np.where(_one_sign(delta), p.max(axis=0), 1.0)
-    weight = 1 / np.stack([test.se for test in tests]) ** 2
-    mean = (weight * delta).sum(axis=0) / weight.sum(axis=0)
-    columns["q"] = (weight * (delta - mean) ** 2).sum(axis=0)
-    df = len(tests) - 1
-    columns["p_heterogeneity"] = stats.chi2.sf(columns["q"], df)
-    columns["i2"] = 1 - df / np.maximum(columns["q"], max(df, 1e-300))
-    return columns
-
-
-def _one_sign(delta: np.ndarray) -> np.ndarray:
-    """Say where all lineages (first axis) point the same way."""
-    return (delta > 0).all(axis=0) | (delta < 0).all(axis=0)
-
-
-def _classify(
-    columns: dict[str, np.ndarray],
-    p_shared: np.ndarray,
-    lineages: tuple[str, ...],
-    levels: tuple[str, str],
-    correction: str,
-    alpha: float,
-) -> dict[str, np.ndarray | list[str]]:
-    """Screen features, confirm lineages, and name what they say together."""
-    n = len(lineages)
-    delta = np.stack([columns[f"delta_{lineage}"] for lineage in lineages])
-    p = np.stack([columns[f"p_{lineage}"] for lineage in lineages])
-    p = np.where(np.isnan(p), 1.0, p)
-    smallest = np.minimum(p_shared, p.min(axis=0)) * (n + 1 if n > 1 else 1)
-    passed = adjust_p_values(np.minimum(smallest, 1), correction) <= alpha
-
-    order = np.argsort(p, axis=0)
-    steps = np.take_along_axis(p, order, axis=0) * np.arange(n, 0, -1)[:, None]
-    holm = np.empty_like(p)
-    np.put_along_axis(holm, order, np.maximum.accumulate(steps, axis=0), axis=0)
-    shared = passed & _one_sign(delta) & (p <= alpha).all(axis=0) & (n > 1)
-    confirmed = shared | (passed & (holm <= alpha))  # (n_lineages, n_features)
-    up = (confirmed & (delta > 0)).any(axis=0)
-    down = (confirmed & (delta < 0)).any(axis=0)
-    first, second = (f"shared-{level.removeprefix('in_')}" for level in levels)
-    names = np.select(
-        [shared & down, shared & up, up & down, up | down],
-        [first, second, "discordant", "lineage-only"],
-        default="none",
+    return columns | agreement_columns(
+        np.stack([test.delta for test in tests]),
+        np.stack([test.se for test in tests]),
+        np.stack([columns[f"p_{lineage}"] for lineage in data.lineages]),
     )
-    behind = [",".join(np.array(lineages)[feature]) for feature in confirmed.T]
-    return {"class": names, "lineages": behind}
-
-
-class RatioInterval(NamedTuple):
-    """Late over early count of significant features, with a block-bootstrap interval.
-
-    Attributes
-    ----------
-    ratio, low, high : float
-        Ratio of the counts (infinite or NaN if `early` is 0) and its interval.
-    early, late : int
-        Counts in the data, summed over the layers given.
-    draws : numpy.ndarray, shape (n_draws, 2)
-        Early and late count of every draw.
-    """
-
-    ratio: float
-    low: float
-    high: float
-    early: int
-    late: int
-    draws: np.ndarray
-
-
-def bootstrap_ratio(
-    early: Sequence[np.ndarray],
-    late: Sequence[np.ndarray],
-    sizes: np.ndarray,
-    *,
-    alpha: float = 0.05,
-    confidence: float = 0.95,
-    n_draws: int = 2000,
-    random_state: int | np.random.Generator = 0,
-) -> RatioInterval:
-    """Put an interval on the late/early ratio of counts of significant features.
-
-    Blocks are drawn with replacement, the same ones for all layers, and every draw
-    counts the features that pass Bonferroni by the moderated t (without trend).
-
-    Parameters
-    ----------
-    early, late : sequence of numpy.ndarray, shape (n_blocks, n_features)
-        Block differences of each layer on the same blocks, e.g.
-        ``paired_blocks(...).differences.mean(axis=0)``. Features that vary count as
-        tests; keep them equally many.
-    sizes : numpy.ndarray, shape (n_blocks,)
-        Windows per block.
-    alpha : float, default 0.05
-        Family-wise error rate within a layer.
-    confidence : float, default 0.95
-        Level of the interval.
-    n_draws : int, default 2000
-        Bootstrap draws.
-    random_state : int or numpy.random.Generator, default 0
-        Source of the draws.
-
-    Returns
-    -------
-    RatioInterval
-        Interval ``exp(log ratio -+ z sd)``, sd the bootstrap standard deviation of the
-        log ratio (counts plus one half). Counts of resampled data run high, because
-        resampling adds noise to every t; so the interval is centered on the data, not
-        on the draws.
-
-    Raises
-    ------
-    ValueError
-        If a group is empty or the layers are not on the same blocks.
-    """
-    sizes = np.asarray(sizes, dtype=float)
-    n_blocks = len(sizes)
-    if not len(early) or not len(late):
-        raise ValueError("early and late must each hold at least one layer")
-    for values in [*early, *late]:
-        if values.ndim != 2 or len(values) != n_blocks:
-            raise ValueError(
-                f"every layer must have shape (n_blocks = {n_blocks}, n_features), as "
-                f"sizes says; got {values.shape}"
-            )
-    rng = np.random.default_rng(random_state)
-    drawn = rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=n_draws)
-    counts = np.zeros((n_draws + 1, 2))  # the data first, then the draws
-    for column, layers in enumerate((early, late)):
-        for values in layers:
-            counts[:, column] += _significant(values, sizes, drawn, alpha)
-    (n_early, n_late), draws = counts[0], counts[1:]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = float(n_late / n_early)
-    center = np.log((n_late + 0.5) / (n_early + 0.5))
-    spread = np.log((draws[:, 1] + 0.5) / (draws[:, 0] + 0.5)).std(ddof=1)
-    margin = stats.norm.isf((1 - confidence) / 2) * spread
-    low, high = np.exp([center - margin, center + margin])
-    return RatioInterval(
-        ratio, float(low), float(high), int(n_early), int(n_late), draws.astype(int)
-    )
-
-
-def _significant(
-    values: np.ndarray, sizes: np.ndarray, drawn: np.ndarray, alpha: float
-) -> np.ndarray:
-    """Count features passing Bonferroni, in the data and in every draw of blocks."""
-    values = values[:, np.ptp(values, axis=0) > 0]
-    test = moderated_t(values, sizes)
-    critical = stats.t.isf(alpha / 2 / values.shape[1], test.df)
-    values32, sizes32 = values.astype(np.float32), sizes.astype(np.float32)
-    rows = max(1, CHUNK // values.shape[1])
-    found = [np.sum(np.abs(test.t) >= critical, keepdims=True)]
-    for start in range(0, len(drawn), rows):
-        times = drawn[start : start + rows].astype(np.float32)
-        t = resampled_t(values32, sizes32, test.squeezed, counts=times)
-        found.append((np.abs(t) >= critical).sum(axis=1))
-    return np.concatenate(found)

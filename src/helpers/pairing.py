@@ -1,4 +1,4 @@
-"""Matched biosamples as data: paired differences on blocks, and the naive Welch t.
+"""Matched biosamples as data: paired differences on genomic blocks.
 
 Features are window summaries (n_biosamples, n_windows, n_features). Biosamples come in
 pairs, one per context and lineage, measured on the same windows; differences are second
@@ -8,12 +8,14 @@ context minus first, so positive means higher in vivo.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse, stats
+
+from helpers._welch import Moments, WelchResult, welch
 
 __all__ = [
     "CONTEXTS",
@@ -21,6 +23,8 @@ __all__ = [
     "Moments",
     "PairedBlocks",
     "WelchResult",
+    "array_shape",
+    "block_average",
     "check_pairs",
     "paired_blocks",
     "welch",
@@ -32,116 +36,27 @@ MIN_FIRING_BLOCKS = 5  # features seen in fewer are untested, not "not significa
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Count, mean and centered sum of squares per feature: enough for a t-test.
-
-    Add the moments of batches to stream any number of tokens (Chan, Golub & LeVeque
-    1983): ``Moments.of(first) + Moments.of(second) == Moments.of(all)``.
-
-    Attributes
-    ----------
-    count : int
-        Number of observations.
-    mean, sum_squares : numpy.ndarray, shape (n_features,)
-        Mean, and sum of squared deviations from it.
-    """
-
-    count: int
-    mean: np.ndarray
-    sum_squares: np.ndarray
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> Moments:
-        """Summarize values of shape (n_observations, n_features)."""
-        values = np.asarray(values)
-        if values.ndim != 2 or len(values) == 0:
-            raise ValueError(
-                "values must have shape (n_observations >= 1, n_features); "
-                f"got {values.shape}"
-            )
-        mean = values.mean(axis=0, dtype=np.float64)
-        deviation = values - mean
-        return cls(len(values), mean, np.einsum("nj,nj->j", deviation, deviation))
-
-    def __add__(self, other: Moments) -> Moments:
-        """Pool two sets of observations."""
-        count = self.count + other.count
-        shift = other.mean - self.mean
-        return Moments(
-            count,
-            self.mean + shift * (other.count / count),
-            self.sum_squares
-            + other.sum_squares
-            + shift**2 * (self.count * other.count / count),
-        )
-
-
-class WelchResult(NamedTuple):
-    """Welch test per feature: statistic, degrees of freedom, two-sided p."""
-
-    t: np.ndarray
-    df: np.ndarray
-    p: np.ndarray
-
-
-def welch(in_vitro: np.ndarray | Moments, in_vivo: np.ndarray | Moments) -> WelchResult:
-    """Compute the naive contrastive t: every row counts as an independent replicate.
-
-    Kept for comparison with published numbers. Tokens of a window and windows of a
-    genomic block are correlated, so its p-values are far too small.
-
-    Parameters
-    ----------
-    in_vitro, in_vivo : array, shape (n_observations, n_features), or Moments
-        Tokens or windows of each context, or their moments.
-
-    Returns
-    -------
-    WelchResult
-        Positive `t` means higher in vivo. NaN where both variances vanish.
-
-    Raises
-    ------
-    ValueError
-        If a context has fewer than two observations or the features disagree.
-    """
-    low, high = (
-        x if isinstance(x, Moments) else Moments.of(x) for x in (in_vitro, in_vivo)
-    )
-    if low.mean.shape != high.mean.shape or min(low.count, high.count) < 2:
-        raise ValueError(
-            "welch needs at least 2 observations per context of the same features; "
-            f"got {low.count} and {high.count} observations of "
-            f"{low.mean.shape} and {high.mean.shape} features"
-        )
-    low_se2 = low.sum_squares / (low.count - 1) / low.count
-    high_se2 = high.sum_squares / (high.count - 1) / high.count
-    with np.errstate(invalid="ignore", divide="ignore"):
-        t = (high.mean - low.mean) / np.sqrt(low_se2 + high_se2)
-        df = (low_se2 + high_se2) ** 2 / (
-            low_se2**2 / (low.count - 1) + high_se2**2 / (high.count - 1)
-        )
-    return WelchResult(t, df, 2 * stats.t.sf(np.abs(t), df))
-
-
-@dataclass(frozen=True)
 class PairedBlocks:
     """Paired differences on genomic blocks, and what effect sizes need.
 
     Attributes
     ----------
     differences : numpy.ndarray, shape (n_lineages, n_blocks, n_features)
-        Mean over the block's windows of second minus first context.
+        Mean over the block's windows of second minus first context, on the scale of
+        the test.
     sizes : numpy.ndarray, shape (n_blocks,)
         Windows per block.
     lineages : tuple of str
         In order of first appearance in the design.
-    means : numpy.ndarray, shape (2, n_lineages, n_features)
-        Mean activation per context and lineage, on the raw scale.
-    firing_blocks : numpy.ndarray, shape (n_lineages, n_features)
-        Blocks in which the feature fires, in the context where it fires in more.
-    auc : numpy.ndarray, shape (n_features,)
-        Probability that a window is higher in the second context, ties counting half.
+    block_means : numpy.ndarray, shape (2, n_lineages, n_blocks, n_features)
+        Mean activation per context, lineage and block, not rescaled.
+    block_rates : numpy.ndarray of that shape, or None
+        Mean firing rate, where firing rates were given.
+    one_token : float
+        Smallest firing rate above 0 of any window: one firing token.
+    auc : numpy.ndarray, shape (n_blocks, n_features)
+        Share of the block's windows that are higher in the second context, ties
+        counting half, mean of the lineages.
     naive : WelchResult
         Welch t over windows, all lineages pooled.
     """
@@ -149,10 +64,34 @@ class PairedBlocks:
     differences: np.ndarray
     sizes: np.ndarray
     lineages: tuple[str, ...]
-    means: np.ndarray
-    firing_blocks: np.ndarray
+    block_means: np.ndarray
+    block_rates: np.ndarray | None
+    one_token: float
     auc: np.ndarray
     naive: WelchResult
+
+    @property
+    def means(self) -> np.ndarray:
+        """Mean activation, shape (2, n_lineages, n_features)."""
+        return np.einsum("b,clbj->clj", self.sizes / self.sizes.sum(), self.block_means)
+
+    @property
+    def firing_blocks(self) -> np.ndarray:
+        """Blocks with activity in the context with more, (n_lineages, n_features)."""
+        # Activations are 0 or positive, so a block mean of 0 says "never fired".
+        return (self.block_means != 0).sum(axis=2).max(axis=0)
+
+    def select(self, features: np.ndarray) -> PairedBlocks:
+        """Return some of the features, by a mask or by their numbers."""
+        rates = self.block_rates
+        return replace(
+            self,
+            differences=self.differences[..., features],
+            block_means=self.block_means[..., features],
+            block_rates=None if rates is None else rates[..., features],
+            auc=self.auc[:, features],
+            naive=WelchResult(*(x[features] for x in self.naive)),
+        )
 
 
 def paired_blocks(
@@ -171,7 +110,8 @@ def paired_blocks(
     Parameters and errors are those of `context_divergence`.
     """
     pairs = check_pairs(design, levels)
-    n_biosamples, n_windows, n_features = _shape(features, "features")
+    shape = array_shape(features, "features")
+    n_biosamples, n_windows, _ = shape
     if n_biosamples != len(design):
         raise ValueError(
             f"design must have one row per biosample of features ({n_biosamples}); "
@@ -182,57 +122,93 @@ def paired_blocks(
             f"scale must be one of {SCALES}, and 'rate' needs firing_rates; "
             f"got {scale!r}"
         )
-    if firing_rates is not None and _shape(firing_rates, "firing_rates") != (
-        n_biosamples,
-        n_windows,
-        n_features,
-    ):
+    if firing_rates is not None and array_shape(firing_rates, "firing_rates") != shape:
         raise ValueError(
-            f"firing_rates must have the shape of features, "
-            f"{(n_biosamples, n_windows, n_features)}; got {firing_rates.shape}"
+            f"firing_rates must have the shape of features, {shape}; "
+            f"got {firing_rates.shape}"
         )
-    averaging, sizes = _block_average(blocks, n_windows)
+    averaging, sizes = block_average(blocks, n_windows)
 
-    differences, means, firing, auc = [], [], [], np.zeros(n_features)
+    differences, means, rates, auc = [], [], [], []
+    one_token = np.inf
     naive: list[Moments | None] = [None, None]
     for rows in pairs.values():
         windows = [np.asarray(features[row]) for row in rows]
-        block_means = [averaging @ x for x in windows]
-        for row, block_mean in zip(rows, block_means, strict=True):
-            if not np.isfinite(block_mean).all():
-                raise ValueError(
-                    "features must be finite: a window missing in one biosample "
-                    "leaves its pair unpaired; got NaN or infinity in biosample "
-                    f"{design['biosample'].iloc[row]!r}"
-                )
-        if scale == "rate":
-            low, high = (np.asarray(firing_rates[row]) for row in rows)
-        else:
-            low, high = _rescale(windows, scale)
-        difference = averaging @ high - averaging @ low
+        names = design["biosample"].iloc[rows]
+        means.append(
+            [_finite_means(averaging, *x) for x in zip(windows, names, strict=True)]
+        )
+        fired = None
+        if firing_rates is not None:
+            fired = [np.asarray(firing_rates[row]) for row in rows]
+            rates.append([averaging @ x for x in fired])
+            one_token = min([one_token, *(_smallest_positive(x) for x in fired)])
+        low, high = fired if scale == "rate" else _rescale(windows, scale)
+        # On the raw scale the block means are at hand.
+        difference = (
+            means[-1][1] - means[-1][0]
+            if scale == "raw"
+            else averaging @ high - averaging @ low
+        )
         if not np.isfinite(difference).all():
             raise ValueError(
                 f"scale {scale!r} gives NaN or infinity; log1p needs activations above "
                 "-1, rate needs finite firing_rates"
             )
         differences.append(difference)
-        means.append([(sizes @ x) / sizes.sum() for x in block_means])
-        # Activations are 0 or positive, so a block mean of 0 says "never fired".
-        firing.append(np.max([(x != 0).sum(axis=0) for x in block_means], axis=0))
-        auc += ((high > low).mean(axis=0) + (high >= low).mean(axis=0)) / 2
+        auc.append(averaging @ (((high > low) + 0.5 * (high == low)).astype("f4")))
         for context, x in enumerate(windows):
             moments = Moments.of(x)
             previous = naive[context]
             naive[context] = moments if previous is None else previous + moments
+    block_means = np.stack(means, axis=1)  # (2, n_lineages, n_blocks, n_features)
+    _check_copies(block_means, design, pairs)
     return PairedBlocks(
         np.stack(differences),
         sizes,
         tuple(pairs),
-        np.stack(means, axis=1),
-        np.stack(firing),
-        auc / len(pairs),
+        block_means,
+        np.stack(rates, axis=1) if rates else None,
+        one_token,
+        np.mean(auc, axis=0),
         welch(*naive),
     )
+
+
+def _finite_means(
+    averaging: sparse.csr_array, windows: np.ndarray, name: str
+) -> np.ndarray:
+    """Average a biosample over blocks; refuse what is not a number."""
+    block_means = averaging @ windows
+    if not np.isfinite(block_means).all():
+        raise ValueError(
+            "features must be finite: a window missing in one biosample leaves its "
+            f"pair unpaired; got NaN or infinity in biosample {name!r}"
+        )
+    return block_means
+
+
+def _smallest_positive(x: np.ndarray) -> float:
+    return float(np.min(x, where=x > 0, initial=np.inf))
+
+
+def _check_copies(
+    block_means: np.ndarray, design: pd.DataFrame, pairs: dict[str, list[int]]
+) -> None:
+    """Refuse two biosamples with the same values under different names."""
+    rows = np.transpose(list(pairs.values()))  # (2, n_lineages), like block_means
+    seen: dict[bytes, str] = {}
+    for context, lineage in np.ndindex(rows.shape):
+        name = design["biosample"].iloc[rows[context, lineage]]
+        values = block_means[context, lineage]
+        if not values.any():
+            continue  # silent biosamples are alike, but no copies
+        twin = seen.setdefault(values.tobytes(), name)
+        if twin != name:
+            raise ValueError(
+                f"features: biosamples {twin!r} and {name!r} hold the same values; "
+                "are they copies of one biosample?"
+            )
 
 
 def check_pairs(
@@ -290,20 +266,48 @@ def check_pairs(
     return pairs
 
 
-def _shape(values: Any, name: str) -> tuple[int, int, int]:
-    """Return the shape of a three-dimensional, non-empty array."""
-    shape = tuple(values.shape)
+def array_shape(values: Any, name: str) -> tuple[int, int, int]:
+    """Return the shape of window summaries, or say what they must be.
+
+    Raises
+    ------
+    ValueError
+        If they are not a three-dimensional array with entries, such as a list of
+        biosamples with different numbers of windows.
+    """
+    shape = tuple(getattr(values, "shape", ()))
     if len(shape) != 3 or 0 in shape:
         raise ValueError(
-            f"{name} must have shape (n_biosamples, n_windows, n_features); got {shape}"
+            f"{name} must be an array (n_biosamples, n_windows, n_features), the same "
+            f"windows in every biosample; got {type(values).__name__} of shape {shape}"
         )
     return shape
 
 
-def _block_average(
+def block_average(
     blocks: Sequence[Any] | np.ndarray, n_windows: int
 ) -> tuple[sparse.csr_array, np.ndarray]:
-    """Build the matrix (n_blocks, n_windows) that averages windows over blocks."""
+    """Build the matrix that averages windows over genomic blocks.
+
+    Parameters
+    ----------
+    blocks : sequence, shape (n_windows,)
+        Block of each window.
+    n_windows : int
+        How many windows there must be.
+
+    Returns
+    -------
+    averaging : scipy.sparse.csr_array, shape (n_blocks, n_windows)
+        Blocks in order of first appearance.
+    sizes : numpy.ndarray, shape (n_blocks,)
+        Windows per block.
+
+    Raises
+    ------
+    ValueError
+        If a window has no block, or there are fewer than 5.
+    """
     codes, names = pd.factorize(np.asarray(blocks), sort=False)
     if codes.shape != (n_windows,) or (codes < 0).any():
         raise ValueError(
