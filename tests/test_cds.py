@@ -308,7 +308,7 @@ def test_hurdle_tells_turning_on_from_turning_up():
     blocks = np.repeat(np.arange(n_blocks), per_block)
     shape = (len(blocks), n_tokens, n_features)
     means, rates = [], []
-    for lineage in range(2):
+    for _ in range(2):
         for context in range(2):
             fires = rng.random(shape) < 0.2
             acts = rng.gamma(3, 1 / 3, size=shape)
@@ -449,7 +449,7 @@ def test_context_divergence_refuses_bad_features():
     ragged = [x[: 190 + i] for i, x in enumerate(features)]
     with pytest.raises(ValueError, match="the same windows in every.*got list"):
         context_divergence(ragged, design, blocks)
-    with pytest.raises(ValueError, match="must have shape"):
+    with pytest.raises(ValueError, match="ndarray of shape .200, 3"):
         context_divergence(features[0], design, blocks)
     with pytest.raises(ValueError, match="firing_rates must have the shape"):
         context_divergence(features, design, blocks, firing_rates=features[:2])
