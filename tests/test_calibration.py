@@ -94,7 +94,7 @@ def test_calls_by_unit_are_the_tests_they_name():
 
 def test_token_test_from_sums_equals_welch_on_all_tokens():
     rng = np.random.default_rng(2)
-    tokens = rng.gamma(1, 1, size=(2, 30, 8, 3))  # biosample, window, token, feature
+    tokens = rng.gamma(1, 1, size=(2, 30, 8, 40))  # biosample, window, token, feature
     tokens[1] *= 1.05
     counts = calls_by_unit(
         tokens.mean(axis=2),
@@ -105,7 +105,7 @@ def test_token_test_from_sums_equals_welch_on_all_tokens():
         alpha=0.3,
     )
     p = stats.ttest_ind(
-        tokens[1].reshape(-1, 3), tokens[0].reshape(-1, 3), equal_var=False
+        tokens[1].reshape(-1, 40), tokens[0].reshape(-1, 40), equal_var=False
     ).pvalue
     assert counts.loc["token", "share"] == pytest.approx((p < 0.3).mean())
 

@@ -18,6 +18,7 @@ from helpers.pairing import PairedBlocks
 __all__ = ["Estimate", "effect_columns", "hurdle_columns", "read_hurdle"]
 
 Statistic = Callable[..., np.ndarray]
+_FEATURES = 128  # at a time
 
 
 class Estimate(NamedTuple):
@@ -42,18 +43,23 @@ def _of_sums(statistic: Statistic, *sums: np.ndarray, alpha: float) -> Estimate:
     Parameters
     ----------
     statistic : callable
-        Maps arrays (..., n, n_features), one for each of `sums`, to (n, n_features).
+        Maps arrays (..., n, k), one for each of `sums`, and the slice of k features
+        they are of, to (n, k).
     *sums : numpy.ndarray, shape (..., n_blocks, n_features)
         What each block adds to the sums.
     alpha : float
         One minus the level of the interval.
     """
-    totals = [x.sum(axis=-2, keepdims=True) for x in sums]
-    value = statistic(*totals)[0]
-    left_out = statistic(*(t - x for t, x in zip(totals, sums, strict=True)))
-    n_blocks = len(left_out)
-    spread = np.square(left_out - left_out.mean(axis=0)).sum(axis=0)
-    se = np.sqrt((n_blocks - 1) / n_blocks * spread)
+    n_blocks, n_features = sums[0].shape[-2:]
+    value, se = np.empty(n_features), np.empty(n_features)
+    for first in range(0, n_features, _FEATURES):  # temporaries stay in the cache
+        part = slice(first, first + _FEATURES)
+        own = [x[..., part] for x in sums]
+        totals = [x.sum(axis=-2, keepdims=True) for x in own]
+        value[part] = statistic(*totals, part)[0]
+        left_out = [t - x for t, x in zip(totals, own, strict=True)]
+        variance = statistic(*left_out, part).var(axis=0)
+        se[part] = np.sqrt((n_blocks - 1) * variance)
     return _with_interval(value, se, n_blocks - 1, alpha)
 
 
@@ -86,9 +92,11 @@ def effect_columns(
     """
     weights = data.sizes[:, None]
     low, high = data.block_means.mean(axis=1) * weights  # means of the lineages
-    windows = np.broadcast_to(weights, low.shape).astype(float)
+    windows = np.broadcast_to(weights, low.shape)
 
-    def fold(low: np.ndarray, high: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    def fold(
+        low: np.ndarray, high: np.ndarray, windows: np.ndarray, part: slice
+    ) -> np.ndarray:
         floor = pseudo_count * windows
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.log2((high + floor) / (low + floor))
@@ -138,21 +146,21 @@ def hurdle_columns(data: PairedBlocks, alpha: float) -> dict[str, np.ndarray]:
     weights = data.sizes[:, None]
     fired = data.block_rates * weights  # in windows, (2, n_lineages, n_blocks, J)
     acts = data.block_means * weights
-    windows = np.broadcast_to(weights, fired.shape).astype(float)
+    windows = np.broadcast_to(weights, fired.shape)
     half = data.one_token / 2
 
-    def odds(fired: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    def odds(fired: np.ndarray, windows: np.ndarray, part: slice) -> np.ndarray:
         logit = np.log((fired + half) / (windows - fired + half))
         return (logit[1] - logit[0]).mean(axis=0)
 
     # A ratio must survive the loss of any one block.
     defined = ((fired > 0).sum(axis=2) >= 2).all(axis=0)[:, None]  # (L, 1, J)
 
-    def intensity(acts: np.ndarray, fired: np.ndarray) -> np.ndarray:
+    def intensity(acts: np.ndarray, fired: np.ndarray, part: slice) -> np.ndarray:
         with np.errstate(invalid="ignore", divide="ignore"):
             log = np.log(acts / fired)
-            total = np.where(defined, log[1] - log[0], 0).sum(axis=0)
-            return total / defined.sum(axis=0)
+            total = np.where(defined[..., part], log[1] - log[0], 0).sum(axis=0)
+            return total / defined[..., part].sum(axis=0)
 
     parts = {
         "log_odds": _of_sums(odds, fired, windows, alpha=alpha),

@@ -197,23 +197,23 @@ def max_t_p_values(
         ``(1 + hits) / (n_flips + 1)``.
     """
     rng = np.random.default_rng(random_state)
-    order = np.argsort(-np.abs(test.t))
+    order = np.argsort(np.abs(test.t), kind="stable")  # NaN comes last
     values32, sizes32 = values[:, order].astype(np.float32), sizes.astype(np.float32)
     squeezed = test.squeezed._replace(
         prior_variance=test.squeezed.prior_variance[order]
     )
     # A flip of every sign gives the observed |t| again: rounding must not lose it.
-    observed = np.abs(test.t[order]) * (1 - 1e-5)
+    observed = (np.abs(test.t[order]) * (1 - 1e-5)).astype(np.float32)
     hits, n_patterns = np.zeros(len(order), dtype=int), 0
     for signs in _sign_flips(*values.shape, n_flips, rng):
         t = resampled_t(values32, sizes32, squeezed, signs=signs)
-        # Largest |t| of each feature and all weaker ones (features ascend in rows).
-        weaker = np.ascontiguousarray(np.abs(t, out=t).T[::-1])
-        largest = np.fmax.accumulate(weaker, axis=0, out=weaker)[::-1]
-        hits += (largest >= observed[:, None]).sum(axis=1)
+        # Largest |t| of each feature and all weaker ones (features ascend).
+        largest = np.fmax.accumulate(np.abs(t, out=t), axis=1, out=t)
+        hits += np.count_nonzero(largest >= observed, axis=0)
         n_patterns += len(signs)
     adjusted = np.empty(len(order))
-    adjusted[order] = np.maximum.accumulate((1 + hits) / (1 + n_patterns))
+    strongest_first = ((1 + hits) / (1 + n_patterns))[::-1]
+    adjusted[order[::-1]] = np.maximum.accumulate(strongest_first)
     adjusted[np.isnan(test.t)] = np.nan
     return adjusted
 

@@ -206,7 +206,8 @@ def context_divergence(
             "there is nothing to test"
         )
     firing_blocks = data.firing_blocks.max(axis=0)
-    data = data.select(tested)
+    if not tested.all():
+        data = data.select(tested)
     rounding = _ROUNDING * np.abs(data.block_means).max(axis=(0, 1, 2))
     for lineage, of_lineage in zip(data.lineages, data.differences, strict=True):
         if (np.ptp(of_lineage, axis=0) <= rounding).all():
