@@ -18,7 +18,7 @@ import pybigtools
 
 from helpers.tissues import Biosample, Tissue
 
-__all__ = ["equal_depth", "thin_signal"]
+__all__ = ["equal_depth", "thin_signal", "thinned_tissues"]
 
 
 def thin_signal(
@@ -116,27 +116,29 @@ def equal_depth(
     ValueError
         If a signal is coverage, which cannot be thinned, or holds no cuts.
     """
-    samples = [sample for tissue in tissues for sample in tissue.biosamples]
-    for sample in samples:
-        if sample.signal_kind != "cut_sites":
-            raise ValueError(
-                f"biosample {sample.name!r}: only cut sites can be thinned; its signal "
-                f"is {sample.signal_kind!r}. Use partial_divergence instead"
-            )
-    depths = {sample.name: _n_cuts(sample) for sample in samples}
-    shallowest = min(samples, key=lambda sample: depths[sample.name])
+    depths = _depths(tissues)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for tissue in tissues:
+        for sample in tissue.biosamples:
+            seed = [random_state, zlib.crc32(sample.name.encode())]
+            thin_signal(
+                sample.signal,
+                folder / f"{sample.name}.bw",
+                min(depths.values()) / depths[sample.name],
+                random_state=np.random.default_rng(seed),
+            )
+    return thinned_tissues(tissues, folder)
+
+
+def thinned_tissues(tissues: Sequence[Tissue], folder: str | Path) -> list[Tissue]:
+    """Return tissues with the signals that `equal_depth` wrote into a folder."""
+    depths = _depths(tissues)
+    samples = {s.name: s for tissue in tissues for s in tissue.biosamples}
+    scale = samples[min(depths, key=depths.__getitem__)].scale
 
     def thinned(sample: Biosample) -> Biosample:
-        seed = [random_state, zlib.crc32(sample.name.encode())]
-        signal = thin_signal(
-            sample.signal,
-            folder / f"{sample.name}.bw",
-            depths[shallowest.name] / depths[sample.name],
-            random_state=np.random.default_rng(seed),
-        )
-        return replace(sample, signal=signal, scale=shallowest.scale)
+        return replace(sample, signal=Path(folder) / f"{sample.name}.bw", scale=scale)
 
     return [
         replace(
@@ -147,6 +149,18 @@ def equal_depth(
         )
         for tissue in tissues
     ]
+
+
+def _depths(tissues: Sequence[Tissue]) -> dict[str, float]:
+    """Return the number of cuts of every biosample; refuse what cannot be thinned."""
+    samples = [sample for tissue in tissues for sample in tissue.biosamples]
+    for sample in samples:
+        if sample.signal_kind != "cut_sites":
+            raise ValueError(
+                f"biosample {sample.name!r}: only cut sites can be thinned; its signal "
+                f"is {sample.signal_kind!r}. Use partial_divergence instead"
+            )
+    return {sample.name: _n_cuts(sample) for sample in samples}
 
 
 def _n_cuts(sample: Biosample) -> float:

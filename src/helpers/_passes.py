@@ -71,11 +71,14 @@ class PassSummary(NamedTuple):
         Mean activation, and share of the tokens on which a feature fires.
     squares : numpy.ndarray, float64, shape (n_passes, d_sae)
         Sum over all tokens of the squared activation, for token-level variances.
+    weighted : numpy.ndarray, float64, shape (n_passes, n_weights, d_sae)
+        Sums over all tokens of the activation times each weight that was given.
     """
 
     mean_acts: np.ndarray
     firing: np.ndarray
     squares: np.ndarray
+    weighted: np.ndarray
 
 
 @torch.no_grad()
@@ -166,12 +169,19 @@ def summarize_passes(
     passes: Sequence[PassInput],
     *,
     factors: Mapping[int, np.ndarray] | None = None,
+    weights: np.ndarray | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[int, PassSummary]:
     """Average the feature activations of passes over each window.
 
-    Parameters are those of `stream_codes`; ``progress`` is called with the number of
-    windows done after each batch.
+    Parameters
+    ----------
+    model, saes, dataset, windows, passes, factors
+        As in `stream_codes`.
+    weights : numpy.ndarray, shape (n_windows, n_tokens, n_weights), optional
+        Weights of the tokens for ``weighted``, such as where a motif lies.
+    progress : callable, optional
+        Called with the number of windows done after each batch.
 
     Returns
     -------
@@ -179,11 +189,13 @@ def summarize_passes(
         One for each layer.
     """
     shape = (len(passes), len(windows))
+    n_weights = 0 if weights is None else weights.shape[2]
     found = {
         layer: PassSummary(
             np.empty((*shape, sae.d_sae), np.float32),
             np.empty((*shape, sae.d_sae), np.float32),
             np.zeros((len(passes), sae.d_sae)),
+            np.zeros((len(passes), n_weights, sae.d_sae)),
         )
         for layer, sae in saes.items()
     }
@@ -193,8 +205,11 @@ def summarize_passes(
         summary.mean_acts[codes.index, codes.windows] = acts.mean(1).cpu()
         fired = torch.count_nonzero(acts, dim=1) / acts.shape[1]
         summary.firing[codes.index, codes.windows] = fired.cpu()
-        squares = acts.double().square().sum((0, 1))
+        squares = acts.square().sum(1).double().sum(0)
         summary.squares[codes.index] += squares.cpu().numpy()
+        if weights is not None:
+            rows = torch.from_numpy(weights[codes.windows]).to(acts).flatten(0, 1)
+            summary.weighted[codes.index] += (rows.T @ acts.flatten(0, 1)).cpu().numpy()
         if progress is not None and (codes.index, codes.layer) == last:
             progress(codes.windows.stop)
     return found

@@ -15,6 +15,19 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
+from helpers._calibration_runs import (
+    FactorContributions,
+    NullData,
+    attribute_calls,
+    equal_depth_data,
+    factor_contributions,
+    null_data,
+    pass_summaries,
+    random_weights,
+    samples_of,
+    stream_means,
+    with_replicates,
+)
 from helpers._replicates import replicate_divergence, sample_cells, study_rows
 from helpers._summary_worlds import (
     SUMMARY_KINDS,
@@ -37,18 +50,29 @@ from helpers.pairing import (
 
 __all__ = [
     "SUMMARY_KINDS",
+    "FactorContributions",
+    "NullData",
     "PlaceboContrast",
     "SummaryDraw",
     "SummaryWorld",
+    "attribute_calls",
     "calls_by_unit",
     "detectable_effect",
     "draw_summaries",
+    "equal_depth_data",
+    "factor_contributions",
+    "null_data",
     "null_draws",
+    "pass_summaries",
     "placebo_contrasts",
     "placebo_fdr",
     "power",
+    "random_weights",
     "replicate_divergence",
+    "samples_of",
+    "stream_means",
     "study_rows",
+    "with_replicates",
 ]
 
 

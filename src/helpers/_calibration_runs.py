@@ -1,0 +1,383 @@
+"""Passes, null worlds and control models of a run, made once and kept in its folder.
+
+`helpers.calibration` is the public face of this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from helpers import simulate, truth
+from helpers._depth import equal_depth, thinned_tissues
+from helpers._passes import PassInput, PassSummary, summarize_passes
+from helpers.epibert import EpiBERT
+from helpers.runs import Run, code_digest, file_stamps
+from helpers.stages import Study, called_features, extract, train_saes
+from helpers.tissues import CONTEXTS, Tissue, read_tissues
+from helpers.windows import WindowDataset
+
+__all__ = [
+    "FactorContributions",
+    "NullData",
+    "attribute_calls",
+    "equal_depth_data",
+    "factor_contributions",
+    "null_data",
+    "pass_summaries",
+    "random_weights",
+    "samples_of",
+    "stream_means",
+    "with_replicates",
+]
+
+_CODE = ("_passes", "epibert", "sae", "windows")
+_BATCH_WINDOWS = 64
+_NULL_WINDOWS = 16  # per chromosome: enough for 48 independent blocks
+_NULL_BLOCK = 8  # windows; noise of a simulated track is independent beyond them
+
+
+class NullData(NamedTuple):
+    """A world without context effect, as data of a study.
+
+    Attributes
+    ----------
+    dataset : WindowDataset
+        Pairs and replicates.
+    blocks : numpy.ndarray of str, shape (n_windows,)
+        Genomic block of each window.
+    """
+
+    dataset: WindowDataset
+    blocks: np.ndarray
+
+
+def samples_of(dataset: WindowDataset) -> pd.DataFrame:
+    """Return the biosamples of a data set as a design with replicates."""
+    return dataset.biosamples.rename(columns={"name": "biosample"})
+
+
+def with_replicates(study: Study) -> WindowDataset:
+    """Return the data of a study with the replicates of its biosamples.
+
+    Raises
+    ------
+    ValueError
+        If the tissue files name none.
+    """
+    tissues = study.dataset.tissues
+    if not any(tissue.replicates for tissue in tissues):
+        raise ValueError(
+            f"{tissues[0].path}: no replicates are named there or in the other tissue "
+            "files; E3 and placebo contrasts need them"
+        )
+    return WindowDataset(tissues, window_bp=study.dataset.window_bp, replicates=True)
+
+
+def pass_summaries(
+    study: Study,
+    name: str,
+    dataset: WindowDataset,
+    windows: Sequence[int] | np.ndarray,
+    passes: Sequence[PassInput],
+    *,
+    layers: Sequence[int] | None = None,
+    sites: bool = False,
+) -> dict[int, PassSummary]:
+    """Return window summaries of passes through the model and dictionaries of a study.
+
+    Parameters
+    ----------
+    study : Study
+        The run; dictionaries are made if absent.
+    name : str
+        Name of the artefact, ``passes/<name>.npz``.
+    dataset : WindowDataset
+        Inputs: the study's, with or without replicates, or those of another world.
+    windows : sequence of int
+        Windows to run.
+    passes : sequence of PassInput
+        What each pass sees. Equal passes run once.
+    layers : sequence of int, optional
+        Blocks; all of the study if absent.
+    sites : bool, default False
+        Weigh tokens by the sites of the planted factors, for `factor_contributions`;
+        simulated data.
+
+    Returns
+    -------
+    dict of int to PassSummary
+        One for each layer; first axis as `passes`.
+    """
+    chosen = list(study.blocks if layers is None else layers)
+    saes = {layer: train_saes(study)[layer] for layer in chosen}
+    distinct = list(dict.fromkeys(passes))
+    position = [distinct.index(given) for given in passes]
+    recipe = {
+        "data": _inputs_of(dataset.tissues),
+        "windows": list(map(int, windows)),
+        "passes": [[p.track, list(p.motif_activity), p.gain] for p in distinct],
+        "sites": sites,
+        "saes": [study.run.key(f"sae/block{layer}") for layer in chosen],
+        "model": study.model_hash,
+        "code": code_digest(*_CODE, "truth"),
+    }
+
+    def build(partial: Path) -> None:
+        weights = None
+        if sites:
+            regressors = _regressors(study, windows)
+            weights = regressors.reshape(len(windows), -1, regressors.shape[1])
+        found = summarize_passes(
+            study.model, saes, dataset, windows, distinct, weights=weights
+        )
+        arrays = {
+            f"{field}_{layer}": value
+            for layer, summary in found.items()
+            for field, value in summary._asdict().items()
+        }
+        with partial.open("wb") as file:
+            np.savez(file, **arrays)
+
+    path = study.run.artefact(f"passes/{name}.npz", recipe, build)
+    with np.load(path) as arrays:
+        return {
+            layer: PassSummary(
+                *(arrays[f"{field}_{layer}"][position] for field in PassSummary._fields)
+            )
+            for layer in chosen
+        }
+
+
+def _inputs_of(tissues: Sequence[Tissue]) -> dict:
+    """Identify all input files of some tissues, replicates included."""
+    first = tissues[0]
+    samples = [sample for tissue in tissues for sample in tissue.biosamples]
+    paths = [first.genome, first.windows, first.motifs]
+    paths += [p for s in samples for p in (s.signal, s.motif_activity)]
+    scales = [[s.name, s.scale, s.signal_kind] for s in samples]
+    return {"files": file_stamps(paths), "biosamples": scales}
+
+
+def null_data(study: Study, kind: str) -> NullData:
+    """Return the data of a null world with the study's lineages and replicates.
+
+    Parameters
+    ----------
+    study : Study
+        A run on simulated data, beside which the world is kept.
+    kind : str
+        One of `helpers.simulate.KINDS`.
+
+    Returns
+    -------
+    NullData
+        384 windows in 48 blocks; nothing was trained or chosen on them.
+
+    Raises
+    ------
+    ValueError
+        If the data of the study are not simulated, or the kind is unknown.
+    """
+    if study.truth is None:
+        raise ValueError("null worlds share the lineages of simulated data only")
+    world = simulate.World(
+        kind=kind,
+        windows_per_chromosome=_NULL_WINDOWS,
+        window_bp=study.dataset.window_bp,
+    )
+    recipe = {"world": simulate.recipe(world), "lineages": study.lineages}
+    folder = Run(study.truth.parent.parent).artefact(
+        f"null_{kind}",
+        recipe,
+        lambda partial: simulate.write_world(partial, world, lineages=study.lineages),
+    )
+    tissues = read_tissues(folder / "tissues", study.lineages)
+    return _as_data(tissues, study.dataset.window_bp)
+
+
+def _as_data(tissues: Sequence[Tissue], window_bp: int) -> NullData:
+    dataset = WindowDataset(tissues, window_bp=window_bp, replicates=True)
+    windows = dataset.windows
+    stretch = windows.groupby("chrom", sort=False).cumcount() // _NULL_BLOCK
+    return NullData(dataset, (windows["chrom"] + ":" + stretch.astype(str)).to_numpy())
+
+
+def equal_depth_data(study: Study, data: NullData) -> NullData:
+    """Return the same data with all tracks thinned to the depth of the shallowest."""
+    tissues = data.dataset.tissues
+    parent = Run(tissues[0].path.parent.parent.parent)
+    world = tissues[0].path.parent.parent.name
+    recipe = {"data": _inputs_of(tissues), "code": code_digest("_depth")}
+
+    def build(partial: Path) -> None:
+        equal_depth(tissues, partial, random_state=study.seed)
+
+    folder = parent.artefact(f"{world}_thinned", recipe, build)
+    return _as_data(thinned_tissues(tissues, folder), data.dataset.window_bp)
+
+
+class FactorContributions(NamedTuple):
+    """How much the sites of each planted factor add to the mean of a feature.
+
+    Attributes
+    ----------
+    factors : list of str
+        ``""`` for what no site explains, then every planted factor.
+    parts : numpy.ndarray, shape (n_passes, n_factors + 1, d_sae)
+        They sum over factors to the mean activation of the pass.
+    """
+
+    factors: list[str]
+    parts: np.ndarray
+
+
+def factor_contributions(
+    study: Study, windows: Sequence[int] | np.ndarray, summary: PassSummary
+) -> FactorContributions:
+    """Regress feature activations on the sites of all planted factors at once.
+
+    Least squares over all tokens shares out what lies on tokens with several motifs;
+    what no site explains stays with the intercept, a shift of all tokens alike.
+
+    Parameters
+    ----------
+    study : Study
+        A run on simulated data.
+    windows : sequence of int
+        Windows of the passes.
+    summary : PassSummary
+        From `pass_summaries` with ``sites=True``.
+
+    Returns
+    -------
+    FactorContributions
+
+    Raises
+    ------
+    ValueError
+        If the summary was made without sites.
+    """
+    regressors = _regressors(study, windows)
+    if summary.weighted.shape[1] != regressors.shape[1]:
+        raise ValueError(
+            "summary must come from pass_summaries(..., sites=True); it holds "
+            f"{summary.weighted.shape[1]} weights, expected {regressors.shape[1]}"
+        )
+    gram = regressors.T.astype(float) @ regressors
+    shares = regressors.mean(axis=0, dtype=float)[:, None]
+    names = list(truth.read_factors(study)["name"])
+    return FactorContributions(
+        ["", *names], np.linalg.solve(gram, summary.weighted) * shares
+    )
+
+
+def attribute_calls(
+    study: Study,
+    contributions: FactorContributions,
+    samples: pd.DataFrame,
+    table: pd.DataFrame,
+) -> pd.DataFrame:
+    """Name what carries the difference of every called feature.
+
+    Parameters
+    ----------
+    study : Study
+        A run on simulated data.
+    contributions : FactorContributions
+        Of passes in the order of `samples`.
+    samples : pandas.DataFrame
+        Pairs and replicates; means over replicates are compared.
+    table : pandas.DataFrame
+        From `replicate_divergence` or `context_divergence`, indexed by feature.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per called feature: ``feature``, ``class``, ``factor`` whose sites
+        contribute most to the difference, in its direction, in the lineages behind the
+        class; its ``role``, ``shift`` where no factor's sites do but all tokens alike;
+        and the ``share`` of the difference.
+    """
+    roles = truth.read_factors(study).set_index("name")["role"].to_dict() | {
+        "": "shift"
+    }
+    vivo = (samples["context"] == CONTEXTS[1]).to_numpy()
+    change = {}
+    for lineage in study.lineages:
+        own = (samples["lineage"] == lineage).to_numpy()
+        high, low = contributions.parts[own & vivo], contributions.parts[own & ~vivo]
+        change[lineage] = high.mean(axis=0) - low.mean(axis=0)
+    rows = []
+    for feature, row in called_features(table).iterrows():
+        signed = [
+            np.sign(row[f"delta_{lineage}"]) * change[lineage][:, feature]
+            for lineage in row["lineages"].split(",")
+        ]
+        carried = np.mean(signed, axis=0)
+        best = int(np.argmax(carried))
+        factor = contributions.factors[best]
+        rows.append(
+            {
+                "feature": feature,
+                "class": row["class"],
+                "factor": factor,
+                "role": roles[factor],
+                "share": carried[best] / carried.sum(),
+            }
+        )
+    return pd.DataFrame(rows, columns=["feature", "class", "factor", "role", "share"])
+
+
+def _regressors(study: Study, windows: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return a constant and the sites of every factor, (n_tokens, n_factors + 1)."""
+    sites = truth.factor_sites(study, np.asarray(windows)).to_numpy(np.float32)
+    return np.column_stack([np.ones(len(sites), np.float32), sites])
+
+
+def random_weights(study: Study, *, layers: Sequence[int] | None = None) -> Study:
+    """Return the study with a model that was never trained, in a folder of its own.
+
+    Every later stage runs as for the real model: extraction, dictionaries, scores.
+
+    Parameters
+    ----------
+    study : Study
+        The run.
+    layers : sequence of int, optional
+        Blocks to study; those of the run if absent.
+    """
+    model = EpiBERT(study.model.config, random_state=study.seed).eval()
+    return replace(
+        study,
+        run=Run(study.run.folder / "random_weights"),
+        model=model.to(study.device),
+        blocks=list(study.blocks if layers is None else layers),
+    )
+
+
+def stream_means(study: Study) -> dict[int, np.ndarray]:
+    """Return the mean residual stream of every window, for curves without dictionary.
+
+    Returns
+    -------
+    dict of int to numpy.ndarray, float32, shape (n_biosamples, n_windows, d_model)
+        By layer.
+    """
+    store = extract(study)
+    found = {}
+    for layer in study.blocks:
+        source = store.layer(layer)
+        n_biosamples, n_windows, _, d_model = source.shape
+        found[layer] = np.empty((n_biosamples, n_windows, d_model), np.float32)
+        for row in range(n_biosamples):
+            for first in range(0, n_windows, _BATCH_WINDOWS):
+                part = slice(first, first + _BATCH_WINDOWS)
+                values = source[row, part].astype(np.float32)
+                found[layer][row, part] = values.mean(axis=1)
+    return found

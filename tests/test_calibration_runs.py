@@ -1,0 +1,129 @@
+"""Passes, null worlds and control models of a small run with an untrained model."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import calibration, stages, truth
+from helpers.calibration import FactorContributions
+from helpers.confounders import PassInput, held_passes
+from helpers.sae import SAEConfig
+
+CONFIG = SAEConfig(d_sae=48, k=4, n_epochs=2, batch_size=512)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_dictionaries():
+    """Use dictionaries that train in a second."""
+    original = stages.train_saes.__defaults__
+    stages.train_saes.__defaults__ = (CONFIG,)
+    yield
+    stages.train_saes.__defaults__ = original
+
+
+@pytest.fixture(scope="module")
+def study(small_study, tmp_path_factory):
+    return replace(small_study, run=stages.Run(tmp_path_factory.mktemp("cal") / "run"))
+
+
+def test_passes_with_own_inputs_are_the_summaries_of_the_run(study):
+    dataset = calibration.with_replicates(study)
+    assert len(dataset.biosamples) == 2 * len(study.design)
+    windows = np.array([0, 5, 17])
+    passes = [PassInput(2, (2,)), PassInput(0, (0,)), PassInput(2, (2,))]
+    found = calibration.pass_summaries(study, "own", dataset, windows, passes)
+    for layer, summary in stages.summaries(study).items():
+        expected = summary.mean_acts[[2, 0, 2]][:, windows]
+        np.testing.assert_allclose(found[layer].mean_acts, expected, atol=1e-6)
+        fired = summary.firing[[2, 0, 2]][:, windows]
+        np.testing.assert_allclose(found[layer].firing, fired, atol=1e-6)
+    again = calibration.pass_summaries(study, "own", dataset, windows, passes)
+    np.testing.assert_array_equal(again[1].squares, found[1].squares)
+
+
+def test_replicates_must_be_there(study):
+    alone = [replace(tissue, replicates=()) for tissue in study.dataset.tissues]
+    dataset = stages.WindowDataset(alone, window_bp=study.dataset.window_bp)
+    with pytest.raises(ValueError, match="blood.yml: no replicates are named"):
+        calibration.with_replicates(replace(study, dataset=dataset))
+
+
+def test_factor_contributions_sum_to_the_mean_activation(study):
+    dataset = calibration.with_replicates(study)
+    windows = study.dataset.windows_of("select")
+    passes = held_passes(calibration.samples_of(dataset))[:3]
+    summary = calibration.pass_summaries(
+        study, "sites", dataset, windows, passes, layers=[1], sites=True
+    )[1]
+    found = calibration.factor_contributions(study, windows, summary)
+    assert found.factors[1:] == list(truth.read_factors(study)["name"])
+    np.testing.assert_allclose(
+        found.parts.sum(axis=1), summary.mean_acts.mean(axis=1), rtol=1e-3, atol=1e-6
+    )
+    plain = calibration.pass_summaries(study, "plain", dataset, windows[:2], passes)[1]
+    with pytest.raises(ValueError, match="sites=True.*it holds 0 weights"):
+        calibration.factor_contributions(study, windows[:2], plain)
+
+
+def test_attribute_calls_names_what_carries_the_difference(study):
+    dataset = calibration.with_replicates(study)
+    samples = calibration.samples_of(dataset)
+    factors = ["", *truth.read_factors(study)["name"]]
+    values = np.zeros((len(samples), len(factors), 3))
+    vivo = (samples["context"] == "in_vivo").to_numpy()
+    liver = (samples["lineage"] == "liver").to_numpy()
+    values[~vivo, factors.index("AP-1"), 0] = 3.0  # higher in vitro
+    values[vivo, factors.index("CTCF"), 0] = 1.0
+    values[vivo, 0, 1] = 2.0  # every token alike
+    values[vivo & liver, factors.index("FOXA2"), 2] = 1.0
+    table = pd.DataFrame(
+        {
+            "class": ["shared-vitro", "shared-vivo", "lineage-only", "none"],
+            "lineages": ["blood,liver", "blood,liver", "liver", ""],
+            "delta_blood": [-2.0, 2.0, 0.0, 0.0],
+            "delta_liver": [-2.0, 2.0, 1.0, 0.0],
+        }
+    )
+    found = calibration.attribute_calls(
+        study, FactorContributions(factors, values), samples, table
+    )
+    assert found["factor"].tolist() == ["AP-1", "", "FOXA2"]
+    assert found["role"].tolist() == ["shared-vitro", "shift", "lineage-vivo"]
+    np.testing.assert_allclose(found["share"], [1.5, 1, 1])
+
+
+def test_null_data_share_the_lineages_and_can_be_thinned(study):
+    data = calibration.null_data(study, "depth-only")
+    samples = calibration.samples_of(data.dataset)
+    assert set(samples["lineage"]) == set(study.lineages)
+    assert pd.Series(data.blocks).value_counts().unique().tolist() == [8]
+    assert len(set(data.blocks)) == 48
+    windows = range(len(data.dataset.windows))
+
+    def height(dataset):
+        return np.array([dataset.track(windows, b).sum() for b in range(4)])
+
+    before = height(data.dataset)
+    ratio = before[1::2].sum() / before[::2].sum()
+    assert ratio == pytest.approx(1.6, rel=0.1)
+    equal = calibration.equal_depth_data(study, data)
+    after = height(equal.dataset)
+    assert after[1::2].sum() / after[::2].sum() == pytest.approx(1, abs=0.05)
+    with pytest.raises(ValueError, match="simulated data only"):
+        calibration.null_data(replace(study, truth=None), "no-effect")
+
+
+def test_random_weights_run_through_the_same_stages(study):
+    control = calibration.random_weights(study, layers=[1])
+    assert control.model_hash != study.model_hash
+    assert control.run.folder.parent == study.run.folder
+    assert not control.model.training
+    assert set(stages.score_context(control)["layer"]) == {1}
+
+
+def test_stream_means_are_means_of_stored_streams(study):
+    means = calibration.stream_means(study)
+    stored = stages.extract(study).layer(1)[3, 9].astype(np.float32)
+    np.testing.assert_allclose(means[1][3, 9], stored.mean(axis=0), rtol=1e-5)
