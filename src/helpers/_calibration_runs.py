@@ -1,4 +1,4 @@
-"""Passes, null worlds and control models of a run, made once and kept in its folder.
+"""Passes and control models of a run, made once and kept in its folder.
 
 `helpers.calibration` is the public face of this module.
 """
@@ -13,22 +13,19 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from helpers import simulate, truth
-from helpers._depth import equal_depth, thinned_tissues
+from helpers import truth
 from helpers._passes import PassInput, PassSummary, summarize_passes
 from helpers.epibert import EpiBERT
 from helpers.runs import Run, code_digest, file_stamps
 from helpers.stages import Study, called_features, extract, train_saes
-from helpers.tissues import CONTEXTS, Tissue, read_tissues
+from helpers.tissues import CONTEXTS, Tissue
 from helpers.windows import WindowDataset
 
 __all__ = [
     "FactorContributions",
-    "NullData",
     "attribute_calls",
-    "equal_depth_data",
     "factor_contributions",
-    "null_data",
+    "inputs_of",
     "pass_summaries",
     "random_weights",
     "samples_of",
@@ -38,23 +35,6 @@ __all__ = [
 
 _CODE = ("_passes", "epibert", "sae", "windows")
 _BATCH_WINDOWS = 64
-_NULL_WINDOWS = 16  # per chromosome: enough for 48 independent blocks
-_NULL_BLOCK = 8  # windows; noise of a simulated track is independent beyond them
-
-
-class NullData(NamedTuple):
-    """A world without context effect, as data of a study.
-
-    Attributes
-    ----------
-    dataset : WindowDataset
-        Pairs and replicates.
-    blocks : numpy.ndarray of str, shape (n_windows,)
-        Genomic block of each window.
-    """
-
-    dataset: WindowDataset
-    blocks: np.ndarray
 
 
 def samples_of(dataset: WindowDataset) -> pd.DataFrame:
@@ -119,7 +99,7 @@ def pass_summaries(
     distinct = list(dict.fromkeys(passes))
     position = [distinct.index(given) for given in passes]
     recipe = {
-        "data": _inputs_of(dataset.tissues),
+        "data": inputs_of(dataset.tissues),
         "windows": list(map(int, windows)),
         "passes": [[p.track, list(p.motif_activity), p.gain] for p in distinct],
         "sites": sites,
@@ -154,72 +134,14 @@ def pass_summaries(
         }
 
 
-def _inputs_of(tissues: Sequence[Tissue]) -> dict:
-    """Identify all input files of some tissues, replicates included."""
+def inputs_of(tissues: Sequence[Tissue]) -> dict:
+    """Identify all input files of some tissues, replicates included, for a recipe."""
     first = tissues[0]
     samples = [sample for tissue in tissues for sample in tissue.biosamples]
     paths = [first.genome, first.windows, first.motifs]
     paths += [p for s in samples for p in (s.signal, s.motif_activity)]
     scales = [[s.name, s.scale, s.signal_kind] for s in samples]
     return {"files": file_stamps(paths), "biosamples": scales}
-
-
-def null_data(study: Study, kind: str) -> NullData:
-    """Return the data of a null world with the study's lineages and replicates.
-
-    Parameters
-    ----------
-    study : Study
-        A run on simulated data, beside which the world is kept.
-    kind : str
-        One of `helpers.simulate.KINDS`.
-
-    Returns
-    -------
-    NullData
-        384 windows in 48 blocks; nothing was trained or chosen on them.
-
-    Raises
-    ------
-    ValueError
-        If the data of the study are not simulated, or the kind is unknown.
-    """
-    if study.truth is None:
-        raise ValueError("null worlds share the lineages of simulated data only")
-    world = simulate.World(
-        kind=kind,
-        windows_per_chromosome=_NULL_WINDOWS,
-        window_bp=study.dataset.window_bp,
-    )
-    recipe = {"world": simulate.recipe(world), "lineages": study.lineages}
-    folder = Run(study.truth.parent.parent).artefact(
-        f"null_{kind}",
-        recipe,
-        lambda partial: simulate.write_world(partial, world, lineages=study.lineages),
-    )
-    tissues = read_tissues(folder / "tissues", study.lineages)
-    return _as_data(tissues, study.dataset.window_bp)
-
-
-def _as_data(tissues: Sequence[Tissue], window_bp: int) -> NullData:
-    dataset = WindowDataset(tissues, window_bp=window_bp, replicates=True)
-    windows = dataset.windows
-    stretch = windows.groupby("chrom", sort=False).cumcount() // _NULL_BLOCK
-    return NullData(dataset, (windows["chrom"] + ":" + stretch.astype(str)).to_numpy())
-
-
-def equal_depth_data(study: Study, data: NullData) -> NullData:
-    """Return the same data with all tracks thinned to the depth of the shallowest."""
-    tissues = data.dataset.tissues
-    parent = Run(tissues[0].path.parent.parent.parent)
-    world = tissues[0].path.parent.parent.name
-    recipe = {"data": _inputs_of(tissues), "code": code_digest("_depth")}
-
-    def build(partial: Path) -> None:
-        equal_depth(tissues, partial, random_state=study.seed)
-
-    folder = parent.artefact(f"{world}_thinned", recipe, build)
-    return _as_data(thinned_tissues(tissues, folder), data.dataset.window_bp)
 
 
 class FactorContributions(NamedTuple):
