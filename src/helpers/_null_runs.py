@@ -182,10 +182,9 @@ def null_calls(study: Study, kind: str, layer: int) -> NullCalls:
         add("equal depth", thinned.mean_acts)
     naive = context_divergence(acts[rows], design, blocks)
     called = (naive["p_bonferroni"] <= _ALPHA).to_numpy()
-    effects = input_swap(swapped, design, blocks)[called].abs().sum()
+    swap = input_swap(swapped, design, blocks)
+    size = swap.loc[called, ["delta_motif", "delta_track"]].abs().sum()
     return NullCalls(
         table.astype({"n_tested": int, "n_called": int}).rename_axis("test"),
-        float(
-            effects["delta_motif"] / (effects["delta_motif"] + effects["delta_track"])
-        ),
+        float(size["delta_motif"] / size.sum()),
     )
