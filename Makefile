@@ -5,7 +5,7 @@ PYTHON      ?= python3
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DATA        ?= simulated
 
-NOTEBOOKS := 01_extraction 02_sae 03_cds 04_causal 05_annotation results
+NOTEBOOKS := 01_extraction 02_sae 03_cds 04_causal 05_annotation 06_calibration 07_any_transformer results
 
 # One set of folders for each data set: the embedded one, ENCODE's, or a folder of tissue
 # files.
@@ -110,6 +110,7 @@ $(STAGED)/02_sae.ipynb:        $(STAGED)/01_extraction.ipynb
 $(STAGED)/03_cds.ipynb:        $(STAGED)/01_extraction.ipynb $(STAGED)/02_sae.ipynb
 $(STAGED)/04_causal.ipynb:     $(STAGED)/02_sae.ipynb $(STAGED)/03_cds.ipynb
 $(STAGED)/05_annotation.ipynb: $(STAGED)/02_sae.ipynb $(STAGED)/03_cds.ipynb
+$(STAGED)/06_calibration.ipynb: $(STAGED)/02_sae.ipynb $(STAGED)/03_cds.ipynb
 $(STAGED)/results.ipynb:       $(filter-out %/results.ipynb,$(EXECUTED))
 
 # A failed notebook stays in $(LOGS) with its traceback; only a finished one is renamed into
