@@ -11,7 +11,7 @@ from helpers.calibration import FactorContributions
 from helpers.confounders import PassInput, held_passes
 from helpers.sae import SAEConfig
 
-CONFIG = SAEConfig(d_sae=48, k=4, n_epochs=2, batch_size=512)
+CONFIG = SAEConfig(d_sae=48, k=12, n_epochs=2, batch_size=512)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -127,3 +127,35 @@ def test_stream_means_are_means_of_stored_streams(study):
     means = calibration.stream_means(study)
     stored = stages.extract(study).layer(1)[3, 9].astype(np.float32)
     np.testing.assert_allclose(means[1][3, 9], stored.mean(axis=0), rtol=1e-5)
+
+
+def test_gather_evidence_counts_what_its_tables_hold(study):
+    evidence = calibration.gather_evidence(study, n_contrasts=3)
+    assert list(evidence.counts.index) == study.blocks
+    for layer, line in evidence.counts.iterrows():
+        held = stages.called_features(evidence.tracks[layer])
+        assert line["E1, held"] == len(held)
+        replicated = stages.called_features(evidence.replicates[layer])
+        assert line["E3, held"] == len(replicated)
+        named = evidence.carried.query("layer == @layer")
+        assert list(named["feature"]) == list(replicated.index)
+        assert line["motif-driven"] <= line["E1"] <= line["tested"]
+        swap = evidence.swaps[layer]
+        np.testing.assert_allclose(
+            swap["delta_track"] + swap["delta_motif"], swap["delta_total"], atol=1e-6
+        )
+
+
+@pytest.mark.slow
+def test_null_calls_name_every_test(study):
+    found = calibration.null_calls(study, "depth-only", 1)
+    assert {"token", "block", "biosample", "block, motifs held"} <= set(
+        found.table.index
+    )
+    assert {"block, equal signal", "block, equal depth"} <= set(found.table.index)
+    assert found.table["share"].between(0, 1).all()
+    plain, equal = found.table.loc[
+        ["block, motifs held", "block, equal depth"], "share"
+    ]
+    assert equal < plain
+    assert 0 <= found.motif_share <= 1
