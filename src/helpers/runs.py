@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 import helpers
+from helpers._locks import claim, one_at_a_time
 
 __all__ = ["Run", "code_digest", "file_stamps"]
 
@@ -111,6 +112,19 @@ class Run:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
+    def claim(self, **parameters: object) -> None:
+        """Hold the folder for a run of these parameters until the process ends.
+
+        Processes of the same parameters may share it; artefacts they both need are made
+        by one of them.
+
+        Raises
+        ------
+        RuntimeError
+            If a process of other parameters is at work in the folder.
+        """
+        claim(self.folder, _plain(parameters))
+
     def path(self, name: str) -> Path:
         """Return where an artefact lies, or will lie.
 
@@ -177,36 +191,11 @@ class Run:
             If ``build`` wrote nothing to its path.
         """
         path = self.path(name)
-        if self.is_current(name, recipe):
-            return path
-        recipe = _plain(recipe)
-        key = _digest(recipe)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{key}.partial")
-        for leftover in _partials(path):
-            if not (resumable and leftover == partial):
-                _remove(leftover)
-        try:
-            build(partial)
-        except BaseException:
-            if not resumable:
-                _remove(partial)
-            raise
-        if not partial.exists():
-            raise RuntimeError(f"the build of {name!r} wrote nothing to {partial}")
-        sidecar = _sidecar(path)
-        sidecar.unlink(missing_ok=True)  # no recipe, no artefact: safe between renames
-        _remove(path)
-        partial.rename(path)
-        provenance = {
-            "key": key,
-            "recipe": recipe,
-            "package": f"chromatin-context {helpers.__version__}",
-            "python": platform.python_version(),
-        }
-        draft = sidecar.with_name(f".{sidecar.name}.partial")
-        draft.write_text(json.dumps(provenance, indent=1), encoding="utf-8")
-        draft.rename(sidecar)
+        if not self.is_current(name, recipe):
+            with one_at_a_time(path):
+                if not self.is_current(name, recipe):  # another process made it
+                    _build(path, name, _plain(recipe), build, resumable)
         return path
 
     def table(
@@ -218,6 +207,42 @@ class Run:
         """
         path = self.artefact(name, recipe, lambda partial: build().to_parquet(partial))
         return pd.read_parquet(path)
+
+
+def _build(
+    path: Path,
+    name: str,
+    recipe: object,
+    build: Callable[[Path], None],
+    resumable: bool,
+) -> None:
+    """Build an artefact beside its place and move it there with its recipe."""
+    key = _digest(recipe)
+    partial = path.with_name(f".{path.name}.{key}.partial")
+    for leftover in _partials(path):
+        if not (resumable and leftover == partial):
+            _remove(leftover)
+    try:
+        build(partial)
+    except BaseException:
+        if not resumable:
+            _remove(partial)
+        raise
+    if not partial.exists():
+        raise RuntimeError(f"the build of {name!r} wrote nothing to {partial}")
+    sidecar = _sidecar(path)
+    sidecar.unlink(missing_ok=True)  # no recipe, no artefact: safe between renames
+    _remove(path)
+    partial.rename(path)
+    provenance = {
+        "key": key,
+        "recipe": recipe,
+        "package": f"chromatin-context {helpers.__version__}",
+        "python": platform.python_version(),
+    }
+    draft = sidecar.with_name(f".{sidecar.name}.partial")
+    draft.write_text(json.dumps(provenance, indent=1), encoding="utf-8")
+    draft.rename(sidecar)
 
 
 def _digest(recipe: object) -> str:
