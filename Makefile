@@ -7,14 +7,29 @@ DATA        ?= simulated
 
 NOTEBOOKS := 01_extraction 02_sae 03_cds 04_causal 05_annotation 06_calibration 07_any_transformer results
 
-# One set of folders for each data set: the embedded one, ENCODE's, or a folder of tissue
-# files.
-ifeq ($(DATA),simulated)
-NAME   := simulated
+# One set of folders for each data set: the embedded one, ENCODE's, a folder of tissue
+# files, or one tissue file, which is at the same time the parameters of the notebooks.
+TOC        := _toc.yml
+PARAMETERS  = -y '{run: _build/runs/$(RUN), data: $(DATA)}'
+ifneq ($(TISSUE),)
+RUN        := $(TISSUE)
+TISSUES    := notebooks/tissues/$(TISSUE).yml
+SUFFIX     := -tissue-$(TISSUE)
+OUTPUT     := _build/report-$(TISSUE)
+TOC        := book/report_toc.yml
+PARAMETERS := -f $(TISSUES)
+NOTEBOOKS  := 01_extraction 02_sae 03_cds 04_causal 05_annotation results
+ifeq ($(wildcard $(TISSUES)),)
+ifneq ($(filter run check-tissue,$(MAKECMDGOALS)),)
+$(error TISSUE=$(TISSUE): there is no $(TISSUES); `make tissue NAME=$(TISSUE)` begins one)
+endif
+endif
+else ifeq ($(DATA),simulated)
+RUN    := simulated
 SUFFIX :=
 OUTPUT := .
 else ifeq ($(DATA),encode)
-NAME    := encode
+RUN     := encode
 TISSUES := $(wildcard src/helpers/resources/encode/*.yml)
 SUFFIX  := -encode
 OUTPUT  := _build/book-encode
@@ -22,15 +37,15 @@ else
 ifneq ($(words $(DATA)),1)
 $(error DATA must be one folder without spaces; got "$(DATA)")
 endif
-NAME    := $(notdir $(patsubst %/,%,$(DATA)))
+RUN     := $(notdir $(patsubst %/,%,$(DATA)))
 TISSUES := $(wildcard $(patsubst %/,%,$(DATA))/*.yml)
 ifeq ($(TISSUES),)
 $(error DATA=$(DATA) holds no tissue file (*.yml); expected a folder with one per tissue)
 endif
-ifneq ($(filter simulated encode,$(NAME)),)
-$(error DATA=$(DATA): the name "$(NAME)" belongs to data of the project; rename the folder)
+ifneq ($(filter simulated encode,$(RUN)),)
+$(error DATA=$(DATA): the name "$(RUN)" belongs to data of the project; rename the folder)
 endif
-SUFFIX := -$(NAME)
+SUFFIX := -$(RUN)
 OUTPUT := _build/book$(SUFFIX)
 endif
 
@@ -43,8 +58,7 @@ STAGED   := $(BOOK)/notebooks
 STAMPS   := $(BOOK)/.stamps
 EXECUTED := $(NOTEBOOKS:%=$(STAGED)/%.ipynb)
 
-PARAMETERS := {run: _build/runs/$(NAME), data: $(DATA)}
-PAPERMILL  := $(BIN)/papermill -k python3 --no-progress-bar -y '$(PARAMETERS)' $(ARGS)
+PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar $(PARAMETERS) $(ARGS)
 
 # Spinning OpenMP threads starve whatever else runs on a small machine.
 export OMP_WAIT_POLICY := PASSIVE
@@ -52,7 +66,7 @@ export PYTHONHASHSEED := 0
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help book test test-full-size pretrain benchmark notebooks clean FORCE
+.PHONY: help book run tissue check-tissue test test-full-size pretrain benchmark notebooks clean FORCE
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -61,11 +75,22 @@ help: ## list the targets
 	@echo
 	@echo '  make book DATA=encode     the same book from public ATAC-seq and the published model'
 	@echo '  make book DATA=FOLDER     the same book from a folder of tissue files'
+	@echo '  make run TISSUE=kidney    a report on the tissue of notebooks/tissues/kidney.yml'
+	@echo '  make tissue NAME=heart    begin notebooks/tissues/heart.yml'
 	@echo '  make book ARGS="..."      further papermill options, such as -p device cuda'
 	@echo '  make test ARGS="..."      further pytest options, such as -k cds'
 
 book: $(HTML) ## run the notebooks, render the book and say where it lies
 	@echo "The book: file://$(abspath $(HTML))"
+
+run: $(HTML) ## run the notebooks for one TISSUE and render its report
+	@echo "The report: file://$(abspath $(HTML))"
+
+tissue: $(READY) ## begin a tissue file, NAME=...
+	@$(BIN)/python -m helpers.new_tissue '$(NAME)'
+
+check-tissue: $(READY) ## say everything that is wrong with a tissue file, TISSUE=...
+	@$(BIN)/python -m helpers.new_tissue --check '$(TISSUES)'
 
 test: $(READY) ## run the tests, the slow ones included
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not full_size and not network' $(ARGS)
@@ -146,7 +171,7 @@ $(STAMPS)/shared.sum: FORCE
 
 $(STAMPS)/pages.sum: FORCE
 	@mkdir -p $(STAMPS)
-	@find _config.yml _toc.yml book -type f | LC_ALL=C sort | xargs cksum > $@.new
+	@find _config.yml $(TOC) book -type f | LC_ALL=C sort | xargs cksum > $@.new
 	@$(keep_if_same)
 
 # --- HTML --------------------------------------------------------------------------------
@@ -155,7 +180,7 @@ $(STAMPS)/pages.sum: FORCE
 $(HTML): $(EXECUTED) $(STAMPS)/pages.sum | $(READY)
 	@echo 'rendering the book'
 	@mkdir -p $(LOGS)
-	@rm -rf $(BOOK)/book && cp -R _config.yml _toc.yml book $(BOOK)
+	@rm -rf $(BOOK)/book && cp -R _config.yml book $(BOOK) && cp $(TOC) $(BOOK)/_toc.yml
 	@$(BIN)/jupyter-book build --all -W --keep-going -n $(BOOK) --path-output $(OUTPUT) > $(LOGS)/render.log 2>&1 \
 	    || { grep -E 'WARNING|ERROR' $(LOGS)/render.log >&2; echo 'error: the book has warnings; all output: $(LOGS)/render.log' >&2; exit 1; }
 	@touch $@

@@ -300,7 +300,7 @@ def test_annotate_skips_levels_without_files(planted, tmp_path):
         replace(
             tissue,
             genes=None,
-            in_vivo=replace(tissue.in_vivo, states=None),
+            pair=(tissue.pair[0], replace(tissue.pair[1], states=None)),
         )
         for tissue in study.dataset.tissues
     ]

@@ -170,9 +170,11 @@ def test_equal_depth_gives_all_biosamples_the_cuts_of_the_shallowest(
     assert after.max() < 1.05 * after.min()
     scales = {s.scale for tissue in equal for s in tissue.biosamples}
     assert len(scales) == 1
-    coverage = replace(tissues[0].in_vivo, signal_kind="coverage")
+    coverage = replace(tissues[0].pair[1], signal_kind="coverage")
     with pytest.raises(ValueError, match="'blood_in_vivo': only cut sites"):
-        confounders.equal_depth([replace(tissues[0], in_vivo=coverage)], tmp_path)
+        confounders.equal_depth(
+            [replace(tissues[0], pair=(tissues[0].pair[0], coverage))], tmp_path
+        )
 
 
 def depth_world(gains=(1.0,), seed=30):

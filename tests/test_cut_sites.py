@@ -320,13 +320,14 @@ def test_track_equals_the_authors_steps(tmp_path, small_dataset, small_world):
 
     tissue = small_dataset.tissues[0]
     made = replace(
-        tissue.in_vitro,
+        tissue.pair[0],
         signal=result.path,
         signal_kind="cut_sites",
         scale=result.scale,
     )
     dataset = WindowDataset(
-        [replace(tissue, in_vitro=made)], window_bp=small_dataset.window_bp
+        [replace(tissue, pair=(made, tissue.pair[1]))],
+        window_bp=small_dataset.window_bp,
     )
     windows = range(len(dataset.windows))
     found = dataset.atac(windows, 0)

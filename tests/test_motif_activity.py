@@ -190,11 +190,13 @@ def test_motif_activity_is_min_max_in_byte_order_and_needs_variation():
 
 def test_a_table_that_lacks_motifs_is_refused_with_counts(tmp_path, small_dataset):
     tissue = small_dataset.tissues[0]
-    table = pd.read_csv(tissue.in_vitro.motif_activity, sep="\t")
+    table = pd.read_csv(tissue.pair[0].motif_activity, sep="\t")
     n, missing = len(table), table["ID"][3]
     path = tmp_path / "fewer.tsv"
     table.drop(index=3).to_csv(path, sep="\t", index=False)
-    fewer = replace(tissue, in_vitro=replace(tissue.in_vitro, motif_activity=path))
+    fewer = replace(
+        tissue, pair=(replace(tissue.pair[0], motif_activity=path), tissue.pair[1])
+    )
     message = rf"fewer.tsv: .*\({n}\); found {n - 1}, missing \['{missing}'\]"
     with pytest.raises(ValueError, match=message):
         WindowDataset([fewer], window_bp=small_dataset.window_bp)

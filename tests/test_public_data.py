@@ -59,7 +59,7 @@ def test_provenance_names_every_file(local, portal):
     assert tissue.notes == "blood from a server"
     record = json.loads((local / "blood.provenance.json").read_text())
     assert record["motifs.meme"]["sha256"] in portal.address("motifs.meme")
-    for sample in (tissue.in_vitro, tissue.in_vivo):
+    for sample in tissue.pair:
         alignments, peaks = record[sample.name]["files"]
         assert alignments["experiment"] == sample.accession
         assert alignments["assembly"] == peaks["assembly"] == "GRCh38"

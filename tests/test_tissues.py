@@ -84,7 +84,7 @@ def test_read_tissue_takes_all_keys(folder):
     again = LIVER["in_vivo"] | {"name": "second donor", "context": "in_vivo"}
     content["replicates"] = [again]
     tissue = read_tissue(write(folder / "liver.yml", content))
-    line = tissue.in_vitro
+    line = tissue.pair[0]
     assert (line.signal_kind, line.scale) == ("cut_sites", 2.0)
     assert isinstance(line.scale, float)
     assert line.states == folder.parent / "HepG2.states.bed"
@@ -94,7 +94,30 @@ def test_read_tissue_takes_all_keys(folder):
     assert tissue.notes == "loose"
     (replicate,) = tissue.replicates
     assert (replicate.context, replicate.replicate) == ("in_vivo", 1)
-    assert tissue.biosamples == (tissue.in_vitro, tissue.in_vivo, replicate)
+    assert tissue.biosamples == (*tissue.pair, replicate)
+
+
+def test_contexts_may_have_other_names(folder):
+    """Differences are the second less the first, in the order of ``contrast``."""
+    content = {k: v for k, v in LIVER.items() if k not in CONTEXTS}
+    content |= {
+        "contrast": ["healthy", "diseased"],
+        "diseased": sample("HepG2"),
+        "healthy": sample("hepatocytes"),
+        "replicates": [sample("K562") | {"context": "diseased"}],
+    }
+    tissue = read_tissue(write(folder / "liver.yml", content))
+    assert tissue.contrast == ("healthy", "diseased")
+    assert [b.name for b in tissue.biosamples] == ["hepatocytes", "HepG2", "K562"]
+    assert [b.context for b in tissue.pair] == ["healthy", "diseased"]
+    assert tissue.replicates[0].context == "diseased"
+
+
+def test_parameters_of_notebooks_may_stand_beside(folder):
+    content = LIVER | {"run": "_build/runs/liver", "data": "tissues/liver.yml"}
+    path = write(folder / "liver.yml", content)
+    assert read_tissue(path).name == "liver"
+    assert read_tissues(path) == [read_tissue(path)]
 
 
 def test_empty_optional_keys_are_as_if_absent(folder):
@@ -116,7 +139,7 @@ def test_paths_expand_variables_and_the_home_folder(folder, monkeypatch):
 def test_simulated_tissues_are_read_like_any_other(small_world):
     tissues = read_tissues(small_world.folder / "tissues")
     assert [t.name for t in tissues] == ["blood", "liver"]
-    assert tissues[0].in_vitro.signal_kind == "cut_sites"
+    assert tissues[0].pair[0].signal_kind == "cut_sites"
     assert [b.name for b in tissues[0].replicates] == [
         "blood_in_vitro_r1",
         "blood_in_vivo_r1",
@@ -172,6 +195,16 @@ def test_all_missing_files_are_named_at_once(folder):
             r"replicates\[0\]: key 'context' must be 'in_vitro' or 'in_vivo'; got None",
         ),
         (with_sample("in_vivo", name="HepG2"), "name 'HepG2' is used twice"),
+        (LIVER | {"contrast": "healthy"}, "must list two names .*; got 'healthy'"),
+        (LIVER | {"contrast": ["a", "a"]}, "two names that differ"),
+        (LIVER | {"contrast": ["notes", "b"]}, "mean nothing else in this file"),
+        (LIVER | {"contrast": ["a b", "c"]}, "letters, digits and underscores"),
+        (
+            LIVER | {"contrast": ["a", "b"]},
+            "(?s)'a' is missing.*unknown key 'in_vitro'",
+        ),
+        ("a: &x [1]\nb: *x", r"line 2: references \(\*x\) are not read"),
+        ("[" * 5000, "not valid YAML"),
     ],
 )
 def test_mistakes_raise_one_error_that_names_file_and_key(folder, content, message):
@@ -184,8 +217,32 @@ def test_mistakes_raise_one_error_that_names_file_and_key(folder, content, messa
 
 def test_all_mistakes_are_named_at_once(folder):
     content = with_sample(scale=-1, signl="x") | {"genom": "x"}
-    with pytest.raises(ValueError, match="(?s)genom.*signl.*scale"):
+    with pytest.raises(ValueError, match="(?s)genom.*scale.*signl"):
         read_tissue(write(folder / "liver.yml", content))
+
+
+def test_lines_are_named_in_their_order(folder):
+    text = yaml.safe_dump(with_sample(scale=-1), sort_keys=False) + "genom: x\n"
+    text += "assembly: hg19\n"
+    lines = text.splitlines()
+    path = write(folder / "liver.yml", text)
+    with pytest.raises(ValueError) as error:
+        read_tissue(path)
+    first, *rest = str(error.value).splitlines()
+    assert first == f"{path}: 3 problems"
+    expected = [
+        ("  scale: -1", "in_vitro: key 'scale' must be a number above 0; got -1"),
+        ("genom: x", "unknown key 'genom' (did you mean 'genome'?)"),
+        ("assembly: hg19", "key 'assembly' stands on line 2 too"),
+    ]
+    for line, (entry, problem) in zip(rest, expected, strict=True):
+        assert line == f"  line {lines.index(entry) + 1}: {problem}"
+
+
+def test_a_huge_file_is_refused_unread(folder):
+    path = write(folder / "liver.yml", "#" * 2**21)
+    with pytest.raises(ValueError, match="expected a file of at most"):
+        read_tissue(path)
 
 
 def test_bytes_that_are_no_text_are_named(folder):

@@ -263,12 +263,12 @@ def reference_bins(path, chrom, start, end, scale, widen):
 def test_cut_sites_are_widened_scaled_and_binned(small_dataset, small_world):
     dataset = small_dataset
     tissue = dataset.tissues[0]
-    assert tissue.in_vitro.signal_kind == "cut_sites"
+    assert tissue.pair[0].signal_kind == "cut_sites"
     for window in (0, 1, 3, 77):  # both ends of a chromosome, and inside
         row = dataset.windows.iloc[window]
         path = small_world.folder / "blood_in_vitro.bw"
         region = (row["chrom"], row["start"], row["end"])
-        expected = reference_bins(path, *region, tissue.in_vitro.scale, widen=5)
+        expected = reference_bins(path, *region, tissue.pair[0].scale, widen=5)
         found = dataset.track([window], 0)
         assert found.shape == (1, WINDOW_BP // 4)
         assert found.dtype == np.float32
@@ -326,7 +326,7 @@ def test_tracks_equal_a_loop_over_bases(small_dataset, tmp_path, kind):
 
 
 def dataset_with(tissue, **changes):
-    tissue = replace(tissue, in_vitro=replace(tissue.in_vitro, **changes))
+    tissue = replace(tissue, pair=(replace(tissue.pair[0], **changes), tissue.pair[1]))
     return WindowDataset([tissue], window_bp=WINDOW_BP)
 
 
@@ -547,7 +547,7 @@ def test_text_instead_of_a_bigwig_is_named(world_copy):
 
 def test_vanished_bigwig_is_named(world_copy):
     (tissue,) = read_tissues(world_copy / "tissues")
-    tissue.in_vivo.signal.unlink()
+    tissue.pair[1].signal.unlink()
     with pytest.raises(FileNotFoundError, match=r"not found: .*blood_in_vivo\.bw"):
         WindowDataset([tissue], window_bp=WINDOW_BP)
 
@@ -676,7 +676,7 @@ def test_windows_past_the_end_are_padded_and_said_once(
     assert (sequence[10:] == 0).all()
     (track,) = dataset.track([19], 0)
     region = (cut_world / "blood_in_vitro.bw", "sim5", 3 * WINDOW_BP, 4 * WINDOW_BP)
-    scale = dataset.tissues[0].in_vitro.scale
+    scale = dataset.tissues[0].pair[0].scale
     assert np.allclose(track, reference_bins(*region, scale, widen=5), rtol=1e-6)
     # The last cut is on the last base; like any cut it counts for 5 further ones.
     assert track[3] == pytest.approx(3 * 4.0 * scale)

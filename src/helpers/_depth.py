@@ -143,8 +143,7 @@ def thinned_tissues(tissues: Sequence[Tissue], folder: str | Path) -> list[Tissu
     return [
         replace(
             tissue,
-            in_vitro=thinned(tissue.in_vitro),
-            in_vivo=thinned(tissue.in_vivo),
+            pair=tuple(map(thinned, tissue.pair)),
             replicates=tuple(thinned(sample) for sample in tissue.replicates),
         )
         for tissue in tissues

@@ -92,10 +92,10 @@ class LocalTissue:
         plain["genome"] = self._genome()
         plain |= {k: self._file(content[k]) for k in SHARED_FILES if k in content}
         plain["windows"] = self._windows(plain["genome"])
-        plain |= {
-            context: self._biosample(content[context], plain)
-            for context in tissues.CONTEXTS
-        }
+        contrast = tuple(content.get("contrast") or tissues.CONTEXTS)
+        if contrast != tissues.CONTEXTS:
+            plain["contrast"] = list(contrast)
+        plain |= {c: self._biosample(content[c], plain) for c in contrast}
         plain["replicates"] = [
             self._biosample(entry, plain) for entry in content.get("replicates") or []
         ]

@@ -354,7 +354,7 @@ def _files(study: Study, features: pd.DataFrame) -> tuple[dict, dict[str, str]]:
     """Files that levels need, by name, and reasons for levels without them."""
     tissue, skipped = study.dataset.tissues[0], {}
     files = {"motifs": tissue.motifs}
-    samples = [b for t in study.dataset.tissues for b in (t.in_vitro, t.in_vivo)]
+    samples = [b for t in study.dataset.tissues for b in t.pair]
     used = {f"states {b}": samples[b] for b in sorted(set(features["biosample"]))}
     without = [sample.name for sample in used.values() if sample.states is None]
     if without:

@@ -21,6 +21,7 @@ import pandas as pd
 
 from helpers import tissues
 from helpers._local_tissue import SHARED_FILES, LocalTissue, is_address
+from helpers._yaml_file import YamlFile
 from helpers.encode import PORTAL, Portal, Resolved, resolve
 from helpers.epibert import EpiBERTConfig
 from helpers.runs import Run, code_digest
@@ -34,8 +35,11 @@ __all__ = [
 ]
 
 ENCODE_TISSUES = Path(str(resources.files("helpers") / "resources" / "encode"))
-_REQUIRED = ("tissue", "assembly", "genome", "windows", "motifs", *tissues.CONTEXTS)
-TISSUE_KEYS = {*_REQUIRED, *SHARED_FILES, "portal", "replicates", "notes"}
+_REQUIRED = ("tissue", "assembly", "genome", "windows", "motifs")
+TISSUE_KEYS = {
+    *(*_REQUIRED, *SHARED_FILES, "portal", "contrast", "replicates", "notes"),
+    *tissues.NOTEBOOK_PARAMETERS,
+}
 SAMPLE_KEYS = {
     *("name", "description", "context", "seen_in_training"),
     *("experiment", "files", "signal", "signal_kind", "scale"),
@@ -46,12 +50,17 @@ _WINDOW_KEYS = {"candidates", "n_windows", "chromosomes"}
 
 def is_public(folder: str | Path) -> bool:
     """Return whether any tissue file of a folder names public data."""
-    contents = (tissues.read_yaml(path) for path in tissues.tissue_files(folder))
-    return any(
+    return any(_names_public(path) for path in tissues.tissue_files(folder))
+
+
+def _names_public(path: Path) -> bool:
+    file = YamlFile(path, (*_REQUIRED, *tissues.CONTEXTS))
+    content, contrast = file.content, tissues.contrast_of(file)
+    entries = (entry for _, entry in _entries(content, contrast))
+    return (
         isinstance(content.get("windows"), dict)
-        or any(is_address(value) for value in content.values())
-        or any("experiment" in entry for entry in _entries(content))
-        for content in contents
+        or any(is_address(content.get(key)) for key in ("genome", *SHARED_FILES))
+        or any(isinstance(entry, dict) and "experiment" in entry for entry in entries)
     )
 
 
@@ -168,44 +177,61 @@ def read_public(path: Path) -> dict:
     ValueError
         Listing every unknown or missing key.
     """
-    content = tissues.read_yaml(path)
-    text = (*SHARED_FILES, "tissue", "assembly", "genome", "portal", "notes")
-    problems = tissues.entry_problems(content, TISSUE_KEYS, _REQUIRED, text)
+    file = YamlFile(path, (*_REQUIRED, *tissues.CONTEXTS))
+    content = file.content
+    contrast = tissues.contrast_of(file)
+    file.check_keys(
+        content,
+        (),
+        known=TISSUE_KEYS | set(contrast),
+        required=(*_REQUIRED, *contrast),
+        text=(*SHARED_FILES, "tissue", "assembly", "genome", "portal", "notes"),
+    )
     rule = content.get("windows")
     if isinstance(rule, dict) and set(rule) != _WINDOW_KEYS:
-        problems.append(
+        file.complain(
             f"windows must be a path or the keys {sorted(_WINDOW_KEYS)}; got "
-            f"{sorted(rule)}"
+            f"{sorted(rule)}",
+            "windows",
         )
-    for entry in _entries(content):
-        if not isinstance(entry, dict):
-            problems.append(
-                f"expected a biosample (name, experiment, ...); got {entry!r}"
-            )
-            continue
-        where = entry.get("name", "a biosample")
-        found = tissues.entry_problems(
-            entry, SAMPLE_KEYS, ("name",), ("name", "experiment", "signal", "peaks")
-        )
-        if ("experiment" in entry) == ("signal" in entry):
-            found.append("give either 'experiment' or 'signal'")
-        if "signal" in entry and "peaks" not in entry:
-            found.append("key 'peaks' is missing")
-        if "motif_activity" not in entry and "motif_background" not in content:
-            found.append(
-                "key 'motif_activity' is missing, and the tissue has no "
-                "'motif_background' to compute it against"
-            )
-        problems += [f"{where}: {problem}" for problem in found]
-    if problems:
-        raise ValueError(f"{path}: " + "; ".join(problems))
+    for at, entry in _entries(content, contrast):
+        _check_entry(file, at, entry)
+    file.raise_if_wrong()
     return content
 
 
-def _entries(content: dict) -> list:
-    """Return the biosamples of a tissue file."""
-    pair = [content[key] for key in tissues.CONTEXTS if content.get(key) is not None]
-    return pair + list(content.get("replicates") or [])
+def _check_entry(file: YamlFile, at: tuple, entry: object) -> None:
+    """Note what is wrong with a biosample that may name an experiment."""
+    where = ".".join(map(str, at))
+    if not isinstance(entry, dict):
+        file.complain(
+            f"{where}: expected a biosample (name, experiment, ...); got {entry!r}", *at
+        )
+        return
+    file.check_keys(
+        entry,
+        at,
+        known=SAMPLE_KEYS,
+        required=("name",),
+        text=("name", "experiment", "signal", "peaks"),
+    )
+    if ("experiment" in entry) == ("signal" in entry):
+        file.complain(f"{where}: give either 'experiment' or 'signal'", *at)
+    if "signal" in entry and "peaks" not in entry:
+        file.complain(f"{where}: key 'peaks' is missing", *at)
+    if "motif_activity" not in entry and "motif_background" not in file.content:
+        file.complain(
+            f"{where}: key 'motif_activity' is missing, and the tissue has no "
+            "'motif_background' to compute it against",
+            *at,
+        )
+
+
+def _entries(content: dict, contrast: Sequence[str]) -> list[tuple[tuple, object]]:
+    """Return the biosamples of a tissue file and the keys that lead to them."""
+    pair = [((c,), content[c]) for c in contrast if content.get(c) is not None]
+    replicates = content.get("replicates") or []
+    return pair + [(("replicates", i), entry) for i, entry in enumerate(replicates)]
 
 
 def _resolve_all(
@@ -218,7 +244,8 @@ def _resolve_all(
         content = read_public(path)
         source = Portal(portal or content.get("portal", PORTAL), cache=cache)
         found[path] = {}
-        for entry in _entries(content):
+        contrast = content.get("contrast") or tissues.CONTEXTS
+        for _, entry in _entries(content, contrast):
             if "experiment" not in entry:
                 continue
             try:

@@ -146,8 +146,8 @@ def open_study(
     run : str or Path
         Run folder, made if absent.
     data : str
-        ``simulated``; ``encode``, the public ATAC-seq of the published study; or a
-        folder of tissue files, which may name public data.
+        ``simulated``; ``encode``, the public ATAC-seq of the published study; a tissue
+        file; or a folder of them. They may name public data.
     tissues : list of str, optional
         Which tissues; the study's three of the simulated world, or all files of the
         folder, if empty.
@@ -170,11 +170,20 @@ def open_study(
     ------
     FileNotFoundError, ValueError
         If data, tissues, blocks, device, model or precision do not exist or do not fit.
+    RuntimeError
+        If another process is at work in the run folder, with other parameters.
     """
     _check_device(device)
     if precision not in _PRECISIONS:
         raise ValueError(f"precision must be one of {_PRECISIONS}; got {precision!r}")
     run = Run(run)
+    run.claim(
+        data=str(data),
+        tissues=list(tissues or []),
+        model=str(model),
+        precision=precision,
+        seed=seed,
+    )
     kept = run.folder.parent.parent / "data"
     if data == "encode" and not model:
         model = str(published_weights(kept / "encode" / "weights"))
@@ -189,7 +198,7 @@ def open_study(
         folder = ENCODE_TISSUES if data == "encode" else Path(data)
         tissues = [path.stem for path in tissue_files(folder, tissues)]
         if is_public(folder):
-            output = kept / folder.name
+            output = kept / (folder.name if folder.is_dir() else folder.stem)
             folder = localize(folder, output, window_bp=window_bp, names=tissues)
             _keep_provenance(run, folder, tissues)
     pairs = read_tissues(folder, tissues)
@@ -354,7 +363,7 @@ def precision_error(study: Study) -> pd.DataFrame:
 def _data_recipe(dataset: WindowDataset) -> dict:
     """Identify the input files of a data set."""
     first = dataset.tissues[0]
-    samples = [b for t in dataset.tissues for b in (t.in_vitro, t.in_vivo)]
+    samples = [b for t in dataset.tissues for b in t.pair]
     paths = [first.genome, first.windows, first.motifs]
     paths += [p for b in samples for p in (b.signal, b.peaks, b.motif_activity)]
     scales = [[b.name, b.context, b.lineage, b.scale, b.signal_kind] for b in samples]

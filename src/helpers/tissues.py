@@ -1,27 +1,30 @@
 """Tissue files: which biosamples form a pair, and where their data lie.
 
-A tissue is one YAML file that names a genome, annotation files, and one biosample in
-vitro and one in vivo (plus replicates). Paths are relative to the YAML file; ``~`` and
-environment variables are expanded. Everything is checked before any work begins.
+A tissue is one YAML file that names a genome, annotation files, and one biosample of
+either context: in vitro and in vivo, or what ``contrast`` names. Paths are relative to
+the YAML file; ``~`` and environment variables are expanded. Everything is checked
+before any work begins. The file may hold parameters of the notebooks beside it, so that
+papermill takes it as it is.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
-import yaml
+from helpers._yaml_file import YamlFile
 
 __all__ = [
     "CONTEXTS",
+    "NOTEBOOK_PARAMETERS",
     "SIGNAL_KINDS",
     "Biosample",
     "Tissue",
     "check_together",
+    "contrast_of",
     "read_tissue",
     "read_tissues",
     "tissue_files",
@@ -29,6 +32,17 @@ __all__ = [
 
 CONTEXTS = ("in_vitro", "in_vivo")
 SIGNAL_KINDS = ("cut_sites", "coverage")
+NOTEBOOK_PARAMETERS = (
+    "run",
+    "data",
+    "tissues",
+    "blocks",
+    "saes",
+    "seed",
+    "device",
+    "model",
+    "precision",
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +68,7 @@ class Biosample:
     states : Path or None
         BED of chromatin states.
     context : str
-        ``in_vitro`` or ``in_vivo``.
+        ``in_vitro`` or ``in_vivo``, or one of the tissue's own contrast.
     lineage : str
         Name of the tissue whose pair it belongs to.
     replicate : int
@@ -98,8 +112,10 @@ class Tissue:
         TSV with columns ``chrom``, ``start``, ``end``, ``split``, ``block``.
     motifs : Path
         Motifs in MEME format, of the motif activity and of the annotation.
-    in_vitro, in_vivo : Biosample
-        The pair.
+    pair : tuple of two Biosample
+        One of each context, in the order of ``contrast``.
+    contrast : tuple of two str
+        Names of the contexts; differences are the second less the first.
     replicates : tuple of Biosample
         Further samples of either context.
     genes, gene_sets : Path or None
@@ -114,8 +130,8 @@ class Tissue:
     genome: Path
     windows: Path
     motifs: Path
-    in_vitro: Biosample
-    in_vivo: Biosample
+    pair: tuple[Biosample, Biosample]
+    contrast: tuple[str, str] = CONTEXTS
     replicates: tuple[Biosample, ...] = ()
     genes: Path | None = None
     gene_sets: Path | None = None
@@ -124,18 +140,18 @@ class Tissue:
     @property
     def biosamples(self) -> tuple[Biosample, ...]:
         """The pair and the replicates."""
-        return (self.in_vitro, self.in_vivo, *self.replicates)
+        return (*self.pair, *self.replicates)
 
 
 _TISSUE_FILES = ("genome", "windows", "motifs", "genes", "gene_sets")
 _TISSUE_TEXT = (*_TISSUE_FILES, "tissue", "assembly", "notes")
-_TISSUE_REQUIRED = ("tissue", "assembly", "genome", "windows", "motifs", *CONTEXTS)
-_TISSUE_KEYS = {*_TISSUE_TEXT, *CONTEXTS, "replicates"}
+_TISSUE_REQUIRED = ("tissue", "assembly", "genome", "windows", "motifs")
+_TISSUE_KEYS = {*_TISSUE_TEXT, *NOTEBOOK_PARAMETERS, "contrast", "replicates"}
 _SAMPLE_FILES = ("signal", "peaks", "motif_activity", "states")
 _SAMPLE_TEXT = (*_SAMPLE_FILES, "name", "accession", "description")
 _SAMPLE_REQUIRED = [f.name for f in fields(Biosample) if f.default is MISSING]
 _SAMPLE_KEYS = {f.name for f in fields(Biosample)} - {"lineage", "replicate"}
-_SHARED = ("assembly", "genome", "windows", "motifs")
+_SHARED = ("assembly", "genome", "windows", "motifs", "contrast")
 
 
 def read_tissue(path: str | Path) -> Tissue:
@@ -157,56 +173,69 @@ def read_tissue(path: str | Path) -> Tissue:
         If the YAML file or files it names do not exist; all missing ones are listed.
     ValueError
         If the YAML is malformed, a key is unknown or missing, or a value is of the
-        wrong type or out of range; all problems are listed.
+        wrong type or out of range; all problems are listed with their lines.
     """
     path = Path(path)
-    content = read_yaml(path)
-    problems = entry_problems(content, _TISSUE_KEYS, _TISSUE_REQUIRED, _TISSUE_TEXT)
+    file = YamlFile(path, (*_TISSUE_REQUIRED, *CONTEXTS))
+    content = file.content
+    contrast = contrast_of(file)
+    file.check_keys(
+        content,
+        (),
+        known=_TISSUE_KEYS | set(contrast),
+        required=(*_TISSUE_REQUIRED, *contrast),
+        text=_TISSUE_TEXT,
+    )
     replicates = content.get("replicates") or []
     if not isinstance(replicates, list):
-        problems.append(f"key 'replicates' must be a list; got {replicates!r}")
+        file.complain(
+            f"key 'replicates' must be a list; got {replicates!r}", "replicates"
+        )
         replicates = []
-    samples = [(c, content[c]) for c in CONTEXTS if content.get(c) is not None]
-    samples += [(f"replicates[{i}]", entry) for i, entry in enumerate(replicates)]
-    for where, entry in samples:
-        problems += [f"{where}: {text}" for text in _sample_problems(where, entry)]
-    names = [str(e["name"]) for _, e in samples if isinstance(e, dict) and "name" in e]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    problems += [f"name {name!r} is used twice" for name in twice]
-    if problems:
-        raise ValueError(f"{path}: " + "; ".join(problems))
+    samples = [((c,), content[c], (c,)) for c in contrast if content.get(c) is not None]
+    samples += [(("replicates", i), r, contrast) for i, r in enumerate(replicates)]
+    for at, entry, contexts in samples:
+        _check_sample(file, at, entry, contexts)
+    names: set[str] = set()
+    for at, entry, _ in samples:
+        name = str(entry.get("name")) if isinstance(entry, dict) else None
+        if name in names:
+            file.complain(f"name {name!r} is used twice", *at, "name")
+        names.add(name)
+    file.raise_if_wrong()
 
     missing = []
 
-    def resolved(entry: dict, files: Sequence[str]) -> dict:
-        """Replace names of files by paths, and drop empty keys."""
-        entry = {k: v for k, v in entry.items() if v is not None}
+    def resolved(entry: dict, keys: Sequence[str], files: Sequence[str]) -> dict:
+        """Take the keys that are given, with names of files as paths."""
+        found = {key: entry[key] for key in keys if entry.get(key) is not None}
         for key in files:
-            if key in entry:
-                entry[key] = _resolve(entry[key], path.parent)
-                if not entry[key].is_file():
-                    missing.append(f"{key}: {entry[key]}")
-        return entry
+            if key in found:
+                found[key] = _resolve(found[key], path.parent)
+                if not found[key].is_file():
+                    missing.append(f"{key}: {found[key]}")
+        return found
 
     def biosample(entry: dict, context: str, replicate: int) -> Biosample:
-        values = resolved(entry, _SAMPLE_FILES)
+        values = resolved(entry, sorted(_SAMPLE_KEYS), _SAMPLE_FILES)
         values["scale"] = float(values.get("scale", 1.0))
         values |= {"context": context, "lineage": content["tissue"]}
         return Biosample(**values, replicate=replicate)
 
-    own = resolved(content, _TISSUE_FILES)
+    own = resolved(content, _TISSUE_TEXT, _TISSUE_FILES)
     own["name"] = own.pop("tissue")
-    own |= {context: biosample(own[context], context, 0) for context in CONTEXTS}
-    counts = dict.fromkeys(CONTEXTS, 0)
+    pair = tuple(biosample(content[context], context, 0) for context in contrast)
+    counts = dict.fromkeys(contrast, 0)
     further = []
     for entry in replicates:
         context = entry["context"]
         counts[context] += 1
         further.append(biosample(entry, context, counts[context]))
-    own["replicates"] = tuple(further)
     if missing:
         raise FileNotFoundError(f"{path}: files not found: " + "; ".join(missing))
-    return Tissue(path=path, **own)
+    return Tissue(
+        path=path, pair=pair, contrast=contrast, replicates=tuple(further), **own
+    )
 
 
 def tissue_files(folder: str | Path, names: Sequence[str] | None = None) -> list[Path]:
@@ -215,7 +244,7 @@ def tissue_files(folder: str | Path, names: Sequence[str] | None = None) -> list
     Parameters
     ----------
     folder : str or Path
-        Folder of tissue files, ``*.yml`` or ``*.yaml``.
+        Folder of tissue files, ``*.yml`` or ``*.yaml``; or one such file.
     names : sequence of str, optional
         File stems; all files in alphabetical order if empty.
 
@@ -227,6 +256,8 @@ def tissue_files(folder: str | Path, names: Sequence[str] | None = None) -> list
         If two files have one stem.
     """
     folder = Path(folder)
+    if folder.suffix in (".yml", ".yaml"):
+        return [folder]
     found = sorted([*folder.glob("*.yml"), *folder.glob("*.yaml")])
     if not found:
         raise FileNotFoundError(f"no tissue files (*.yml, *.yaml) in {folder}")
@@ -251,7 +282,7 @@ def read_tissues(
     Parameters
     ----------
     folder : str or Path
-        Folder of tissue files, ``*.yml`` or ``*.yaml``.
+        Folder of tissue files, ``*.yml`` or ``*.yaml``; or one such file.
     names : sequence of str, optional
         File stems to read; all files in alphabetical order if empty.
 
@@ -279,8 +310,8 @@ def check_together(tissues: Sequence[Tissue]) -> None:
     Raises
     ------
     ValueError
-        If there is none, or they differ in assembly, genome, windows or motifs, or
-        share a name or the name of a biosample.
+        If there is none, or they differ in assembly, genome, windows, motifs or
+        contrast, or share a name or the name of a biosample.
     """
     if not tissues:
         raise ValueError("tissues must hold at least one tissue; got none")
@@ -296,18 +327,32 @@ def check_together(tissues: Sequence[Tissue]) -> None:
             raise ValueError(f"{what} names used by two tissue files: {twice}")
 
 
-def read_yaml(path: Path) -> dict:
-    if not path.is_file():
-        raise FileNotFoundError(f"tissue file not found: {path}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: expected the keys {list(_TISSUE_REQUIRED)}; found {content!r}"
+def contrast_of(file: YamlFile) -> tuple[str, str]:
+    """Return the two contexts of a tissue file; the usual ones if it is wrong there."""
+    contrast = file.content.get("contrast")
+    if contrast is None:
+        return CONTEXTS
+    taken = _TISSUE_KEYS | {"all"}
+    if not isinstance(contrast, list) or len(contrast) != 2:
+        file.complain(
+            f"key 'contrast' must list two names of contexts; got {contrast!r}",
+            "contrast",
         )
-    return content
+    elif not all(isinstance(c, str) and c.isidentifier() for c in contrast):
+        file.complain(
+            "key 'contrast' must list names of letters, digits and underscores; got "
+            f"{contrast!r}",
+            "contrast",
+        )
+    elif contrast[0] == contrast[1] or taken & set(contrast):
+        file.complain(
+            f"key 'contrast' must list two names that differ and mean nothing else in "
+            f"this file; got {contrast!r}",
+            "contrast",
+        )
+    else:
+        return contrast[0], contrast[1]
+    return CONTEXTS
 
 
 def _resolve(value: str, base: Path) -> Path:
@@ -315,46 +360,42 @@ def _resolve(value: str, base: Path) -> Path:
     return Path(os.path.normpath(base / expanded))
 
 
-def entry_problems(
-    entry: dict, known: set[str], required: Sequence[str], text: Sequence[str]
-) -> list[str]:
-    """Check the keys of an entry, and that values which should be text are."""
-    problems = []
-    for key in entry:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {sorted(known)}"
-            problems.append(f"unknown key {key!r} ({hint})")
-    problems += [
-        f"key {key!r} is missing" for key in required if entry.get(key) is None
-    ]
-    problems += [
-        f"key {key!r} must be text; got {entry[key]!r}"
-        for key in text
-        if not isinstance(entry.get(key, ""), str | None)
-    ]
-    return problems
-
-
-def _sample_problems(where: str, entry: object) -> list[str]:
+def _check_sample(
+    file: YamlFile, at: tuple, entry: object, contexts: tuple[str, ...]
+) -> None:
+    """Note what is wrong with a biosample, which must be of one of some contexts."""
+    where = at[0] if len(at) == 1 else f"{at[0]}[{at[1]}]"
     if not isinstance(entry, dict):
-        return [f"expected a biosample (name, signal, ...); got {entry!r}"]
-    problems = entry_problems(entry, _SAMPLE_KEYS, _SAMPLE_REQUIRED, _SAMPLE_TEXT)
-    in_pair = where in CONTEXTS
-    context = entry.get("context", where if in_pair else None)
+        file.complain(
+            f"{where}: expected a biosample (name, signal, ...); got {entry!r}", *at
+        )
+        return
+    file.check_keys(
+        entry, at, known=_SAMPLE_KEYS, required=_SAMPLE_REQUIRED, text=_SAMPLE_TEXT
+    )
+    context = entry.get("context", contexts[0] if len(contexts) == 1 else None)
     kind = entry.get("signal_kind", "coverage")
     for key, value, allowed in (
-        ("context", context, (where,) if in_pair else CONTEXTS),
+        ("context", context, contexts),
         ("signal_kind", kind, SIGNAL_KINDS),
     ):
         if value not in allowed:
             wanted = " or ".join(map(repr, allowed))
-            problems.append(f"key {key!r} must be {wanted}; got {value!r}")
+            file.complain(
+                f"{where}: key {key!r} must be {wanted}; got {value!r}", *at, key
+            )
     scale = entry.get("scale", 1.0)
     number = isinstance(scale, int | float) and not isinstance(scale, bool)
-    if not number or not math.isfinite(scale) or scale <= 0:
-        problems.append(f"key 'scale' must be a number above 0; got {scale!r}")
+    if not number or not 0 < scale < math.inf:
+        file.complain(
+            f"{where}: key 'scale' must be a number above 0; got {scale!r}",
+            *at,
+            "scale",
+        )
     seen = entry.get("seen_in_training")
     if not isinstance(seen, bool | None):
-        problems.append(f"key 'seen_in_training' must be true or false; got {seen!r}")
-    return problems
+        file.complain(
+            f"{where}: key 'seen_in_training' must be true or false; got {seen!r}",
+            *at,
+            "seen_in_training",
+        )

@@ -142,7 +142,7 @@ class WindowDataset:
         self.windows = read_windows(first.windows, window_bp=window_bp)
         self.genome = Genome(first.genome)
         self._check_sequence()
-        samples = [b for t in self.tissues for b in (t.in_vitro, t.in_vivo)]
+        samples = [b for t in self.tissues for b in t.pair]
         if replicates:
             samples += [b for t in self.tissues for b in t.replicates]
         columns = ["name", "lineage", "context", "replicate", "seen_in_training"]
