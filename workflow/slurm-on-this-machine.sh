@@ -87,7 +87,7 @@ stop() {
     test -e "$conf" && grep -qF "$mark" "$conf" || fail "this script started no SLURM"
     scontrol shutdown 2> /dev/null || true
     for _ in $(seq 30); do
-        pgrep -x 'slurmctld|slurmd' > /dev/null || break
+        pgrep -x slurmctld > /dev/null || pgrep -x slurmd > /dev/null || break
         sleep 1
     done
     rm -rf "$conf" "$state"

@@ -8,10 +8,14 @@ from typing import BinaryIO
 
 import pybigtools
 
+from helpers._bigwig_index import check_trees
+
 __all__ = ["named_errors", "open_bigwig"]
 
 
-def open_bigwig(file: BinaryIO, name: str) -> pybigtools.BBIReader:
+def open_bigwig(
+    file: BinaryIO, name: str, *, check_index: bool = True
+) -> pybigtools.BBIReader:
     """Open a bigWig; what it is called does not matter, as its content decides.
 
     Parameters
@@ -20,6 +24,9 @@ def open_bigwig(file: BinaryIO, name: str) -> pybigtools.BBIReader:
         Where its bytes are.
     name : str
         What errors call it.
+    check_index : bool
+        Whether to read the whole index first, some bytes for every 1,000 of data. One
+        that points outside of the file would end the process.
 
     Returns
     -------
@@ -41,6 +48,8 @@ def open_bigwig(file: BinaryIO, name: str) -> pybigtools.BBIReader:
             f"{name}: truncated, or not a bigWig: expected the same magic number at "
             f"both ends; found {head.hex() or 'nothing'} and {tail.hex() or 'nothing'}"
         )
+    if check_index:
+        check_trees(file, name)
     file.seek(0)
     with named_errors(f"{name}: cannot read its header"):
         reader = pybigtools.open(file)

@@ -123,8 +123,8 @@ def read_sea(path: str | Path) -> pd.Series:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"SEA table not found: {path}")
-    table = pd.read_csv(path, sep="\t", comment="#", dtype=str)
     try:
+        table = pd.read_csv(path, sep="\t", comment="#", dtype=str)
         return _minus_log_e(table)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -187,10 +187,10 @@ class BatchTopKSAE(torch.nn.Module):
                 raise FileNotFoundError(f"{path}: no such file; expected a saved SAE")
         path = folder / _METADATA_FILE
         try:
-            metadata = json.loads(path.read_text())
+            metadata = json.loads(path.read_text(encoding="utf-8"))
             sizes = [metadata[name] for name in ("d_in", "d_sae", "k")]
             checksum, provenance = metadata["sha256"], metadata["provenance"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(
                 f"{path}: not the metadata of an SAE ({error!r})"
             ) from error
@@ -201,8 +201,17 @@ class BatchTopKSAE(torch.nn.Module):
                 f"{folder / _WEIGHTS_FILE}: damaged, or of another run than "
                 f"{path.name}: SHA-256 is {found}, expected {checksum}"
             )
-        sae = cls(*sizes)
         state = safetensors_load(weights)
+        d_sae, d_in = state["W_dec"].shape
+        if sizes[:2] != [d_in, d_sae]:
+            raise ValueError(
+                f"{path}: d_in and d_sae must be {d_in} and {d_sae}, as in "
+                f"{_WEIGHTS_FILE}; found {sizes[0]!r} and {sizes[1]!r}"
+            )
+        try:
+            sae = cls(*sizes)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from None
         sae.threshold = torch.zeros_like(state["threshold"])
         sae.load_state_dict(state)
         sae.provenance = provenance

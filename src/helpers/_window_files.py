@@ -46,6 +46,8 @@ def read_windows(path: str | Path, *, window_bp: int) -> pd.DataFrame:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     except ValueError as error:  # of pandas: empty, or rows of unequal length
         raise ValueError(f"{path}: not a table with a header: {error}") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas makes it of surplus fields
+        raise ValueError(f"{path}: lines have more fields than the header")
     missing = [c for c in WINDOW_COLUMNS if c not in table]
     if missing:
         raise ValueError(f"{path}: columns {missing} are missing; found {list(table)}")
@@ -60,7 +62,7 @@ def read_windows(path: str | Path, *, window_bp: int) -> pd.DataFrame:
             )
 
     for column in ("start", "end"):
-        is_integer = table[column].str.fullmatch(r"\d+").astype(bool)
+        is_integer = table[column].str.fullmatch(r"[0-9]{1,18}").astype(bool)
         refuse(~is_integer, "an integer >= 0", column)
     for column in ("chrom", "split", "block"):
         refuse(table[column] == "", "given", column)
@@ -116,7 +118,7 @@ def read_bed(path: str | Path) -> pd.DataFrame:
             dtype={"chrom": str, "start": np.int64, "end": np.int64},
             keep_default_na=False,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OverflowError, OSError) as error:
         raise ValueError(f"{path}: expected BED (chrom, start, end): {error}") from None
     if table.empty:
         raise ValueError(f"{path}: no interval found")

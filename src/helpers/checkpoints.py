@@ -318,8 +318,11 @@ def load_model(path: str | Path, config: EpiBERTConfig | None = None) -> EpiBERT
 
 def _empty_model(config: EpiBERTConfig) -> EpiBERT:
     """Build a model without memory or initial values for its weights."""
-    with torch.device("meta"):
-        return EpiBERT(config)
+    try:
+        with torch.device("meta"):
+            return EpiBERT(config)
+    except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond any memory
+        raise ValueError(f"no model can be built of {config}: {error}") from None
 
 
 def _read_folder(
@@ -332,7 +335,7 @@ def _read_folder(
     try:
         card = json.loads(config_path.read_text(encoding="utf-8"))
         stored, digest = card["config"], card["weights_sha256"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{config_path} is no model card: {error!r}") from error
     with weights_path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -247,7 +247,7 @@ def _copy(
     file: BinaryIO | RemoteFile, name: str, windows: pd.DataFrame, partial: Path
 ) -> dict[str, float]:
     """Write the windows of a bigWig and return its totals."""
-    reader = open_bigwig(file, name)
+    reader = open_bigwig(file, name, check_index=False)
     with named_errors(f"{name}: cannot read its header"):
         totals, lengths = reader.info()["summary"], reader.chroms()
     absent = sorted(set(windows["chrom"]) - set(lengths))
