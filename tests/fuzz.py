@@ -20,7 +20,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +200,8 @@ _WINDOWS = "chrom\tstart\tend\tsplit\tblock\nchr1\t0\t8\tselect\tb1\n"
 _WINDOWS += "chr2\t8\t16\ttune\tb2\nchr3\t0\t8\ttest\tb3\n"
 _MATRIX = "0.1 0.2 0.3 0.4\n0.25 0.25 0.25 0.25\n0.7 0.1 0.1 0.1\n"
 _MEME = (
-    "MEME version 4\n\nALPHABET= ACGT\n\nstrands: + -\n\nBackground letter frequencies\n"
+    "MEME version 4\n\nALPHABET= ACGT\n\nstrands: + -\n\n"
+    "Background letter frequencies\n"
     "A 0.25 C 0.25 G 0.25 T 0.25\n\nMOTIF MA1.1 FOX\nletter-probability matrix: "
     f"alength= 4 w= 3 nsites= 20 E= 0\n{_MATRIX}\nMOTIF MA2.1 SPI\n"
     f"letter-probability matrix: alength= 4 w= 3 nsites= 20 E= 0\n{_MATRIX}"

@@ -344,3 +344,28 @@ def test_code_digest_reads_the_installed_modules():
     assert code_digest("motifs") == code_digest("motifs", "_motif_scan")
     with pytest.raises(ValueError, match=r"no module helpers\.window"):
         code_digest("window")
+
+
+# --- Damage ---
+
+
+@pytest.mark.parametrize("position", [0, 3, -1])
+def test_a_changed_byte_of_a_file_is_noticed(run, position, caplog):
+    path = run.artefact("table", {}, Builder())
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+    assert run.artefact("table", {}, Builder()).read_text() == "content"
+    assert "table: not the file that was written; making it again" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\x00"])
+def test_a_damaged_record_is_noticed(run, text, caplog):
+    run.artefact("table", {}, Builder())
+    (run.folder / "table.recipe.json").write_text(text)
+    with pytest.raises(ValueError, match=r"table\.recipe\.json: damaged record"):
+        run.key("table")
+    again = Builder()
+    run.artefact("table", {}, again)
+    assert again.calls == 1
+    assert "damaged record" in caplog.text

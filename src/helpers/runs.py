@@ -11,11 +11,12 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import logging
 import platform
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from helpers._locks import claim, one_at_a_time
 
 __all__ = ["Run", "code_digest", "file_stamps"]
 
+_log = logging.getLogger(__name__)
 _KEY_LENGTH = 16  # hexadecimal digits: 64 bits tell recipes apart
 
 
@@ -145,19 +147,39 @@ class Run:
         ------
         FileNotFoundError
             If the artefact has not been made.
+        ValueError
+            If what was recorded of it cannot be read.
         """
+        return self._record(name)["key"]
+
+    def _record(self, name: str) -> dict:
         path = self.path(name)
         sidecar = _sidecar(path)
         if not path.exists() or not sidecar.is_file():
             raise FileNotFoundError(f"artefact {name!r} is not in {self.folder}")
-        return json.loads(sidecar.read_text(encoding="utf-8"))["key"]
+        try:
+            record = json.loads(sidecar.read_text(encoding="utf-8"))
+            return {"key": record["key"], "sha256": record["sha256"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{sidecar}: damaged record: {error!r}") from None
 
     def is_current(self, name: str, recipe: dict) -> bool:
-        """Return whether an artefact is there and was made by a recipe."""
+        """Return whether an artefact is there, was made by a recipe, and is whole.
+
+        A file is compared with its checksum; folders hold formats with their own.
+        """
         try:
-            return self.key(name) == _digest(_plain(recipe))
+            record = self._record(name)
         except FileNotFoundError:
             return False
+        except ValueError as error:
+            _log.warning("%s; making %r again", error, name)
+            return False
+        path = self.path(name)
+        if path.is_file() and _checksum(path) != record["sha256"]:
+            _log.warning("%s: not the file that was written; making it again", path)
+            return False
+        return record["key"] == _digest(_plain(recipe))
 
     def artefact(
         self,
@@ -236,6 +258,7 @@ def _build(
     partial.rename(path)
     provenance = {
         "key": key,
+        "sha256": _checksum(path) if path.is_file() else None,
         "recipe": recipe,
         "package": f"chromatin-context {helpers.__version__}",
         "python": platform.python_version(),
@@ -248,6 +271,18 @@ def _build(
 def _digest(recipe: object) -> str:
     text = json.dumps(recipe, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
+
+
+def _checksum(path: Path) -> str:
+    """Return the SHA-256 of a file; one that has not changed is read once."""
+    stat = path.stat()
+    return _checksum_of(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _checksum_of(path: Path, size: int, modified: int, inode: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sidecar(path: Path) -> Path:
