@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pysam
 import pytest
+import requests
 
 from helpers import _transfer, downloads
 from helpers.downloads import (
@@ -588,3 +589,26 @@ def test_addresses_are_those_of_the_portals():
 def test_zenodo_lists_the_published_weights():
     files = zenodo_files(14504049)
     assert files and all(file.md5 and file.size for file in files)
+
+
+# --- Encryption ---
+
+
+@pytest.mark.parametrize("ask", [downloads.fetch_json, _transfer.get_bytes])
+def test_plain_http_is_refused_before_anything_is_asked(ask, monkeypatch):
+    monkeypatch.setattr(_transfer.requests, "get", None)
+    with pytest.raises(ValueError, match="http://example.org/a: not encrypted"):
+        ask("http://example.org/a")
+
+
+def test_a_redirection_to_plain_http_is_refused(tmp_path):
+    response = requests.Response()
+    response.status_code, response.url = 200, "http://example.org/a"
+    with pytest.raises(ValueError, match="not encrypted; expected an https address"):
+        _transfer._check_status(response, "https://example.org/a")
+
+
+def test_plain_http_is_refused_for_files(tmp_path):
+    with pytest.raises(ValueError, match="not encrypted"):
+        downloads.fetch("http://example.org/a.bed", tmp_path)
+    assert not (tmp_path / "a.bed").exists()

@@ -18,11 +18,19 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import requests
 from tqdm.std import tqdm
 
-__all__ = ["check_space", "discard", "download", "get_bytes", "write_json"]
+__all__ = [
+    "check_space",
+    "discard",
+    "download",
+    "get_bytes",
+    "require_encryption",
+    "write_json",
+]
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -31,6 +39,7 @@ _TIMEOUT_S = (15, 60)  # to connect, and between two chunks
 _ATTEMPTS = 6  # in a row that bring no new byte
 _FIRST_WAIT_S = 1.0  # doubles with every failure
 _LONGEST_WAIT_S = 300.0  # also of what a server asks for by Retry-After
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _CHUNK = 1 << 16  # what a cut can lose: an unfinished chunk is not handed on
 
 
@@ -60,6 +69,7 @@ def get_bytes(url: str, *, accept: str = "*/*") -> bytes:
     ConnectionError
         If it cannot be reached, or keeps failing.
     """
+    require_encryption(url)
 
     def attempt() -> bytes:
         with requests.get(
@@ -96,6 +106,7 @@ def download(url: str, part: Path, *, size: int | None = None, label: str = "") 
     OSError
         If the disk is, or would be, full; with the path and the bytes needed.
     """
+    require_encryption(url)
     with (
         requests.Session() as session,
         tqdm(desc=label, unit="B", unit_scale=True, mininterval=0.5) as bar,
@@ -105,6 +116,16 @@ def download(url: str, part: Path, *, size: int | None = None, label: str = "") 
             lambda: _transfer(session, url, part, size, bar),
             lambda: part.stat().st_size if part.is_file() else 0,
         )
+
+
+def require_encryption(url: str) -> None:
+    """Raise ValueError if whoever is on the way could change what an address sends.
+
+    Redirections are checked too; this machine itself is trusted.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "https" and parts.hostname not in _THIS_MACHINE:
+        raise ValueError(f"{url}: not encrypted; expected an https address")
 
 
 def discard(part: Path) -> None:
@@ -237,6 +258,7 @@ def _continues(response: requests.Response, state: dict, start: int) -> bool:
 
 
 def _check_status(response: requests.Response, url: str) -> None:
+    require_encryption(response.url)
     status = response.status_code
     said = f"HTTP {status} {response.reason}"
     if status == 429 or status >= 500:

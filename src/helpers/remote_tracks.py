@@ -20,6 +20,7 @@ import requests
 from tqdm import tqdm
 
 from helpers._bigwig import named_errors, open_bigwig
+from helpers._transfer import require_encryption
 
 __all__ = ["RemoteFile", "copy_windows"]
 
@@ -75,6 +76,7 @@ class RemoteFile(io.RawIOBase):
     """
 
     def __init__(self, url: str) -> None:
+        require_encryption(url)
         self.name = url
         self.size: int | None = None  # until the first answer
         self.n_bytes = 0
@@ -154,6 +156,7 @@ class RemoteFile(io.RawIOBase):
         with self._session.get(
             self._address, headers=headers, timeout=_TIMEOUT_S, stream=True
         ) as answer:
+            require_encryption(answer.url)
             status = answer.status_code
             led_astray = self._address != self.name and status != 206
             if status in _PASSING or led_astray:
