@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import activations as activations_module
+from helpers import _store_files, _window_summary
 from helpers.activations import ActivationStore, summarize
 from helpers.sae import BatchTopKSAE
 
@@ -99,7 +99,7 @@ def test_tensors_are_rounded_to_half_precision(tmp_path):
 
 
 def test_killed_extraction_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(activations_module, "_BATCH_WINDOWS", 6)
+    monkeypatch.setattr(_store_files, "_BATCH_WINDOWS", 6)
     path, values = tmp_path / "a.zarr", true_values()
     store = create(path)
     extract(store, values, stop_after=2)
@@ -131,7 +131,7 @@ def test_create_leaves_no_half_made_store(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(activations_module, "_make_arrays", killed)
+        patch.setattr(_store_files, "make_arrays", killed)
         with pytest.raises(KeyboardInterrupt):
             create(tmp_path / "a.zarr")
     assert not (tmp_path / "a.zarr").exists()
@@ -262,7 +262,7 @@ def test_rows_reject(filled):
 
 
 def test_incomplete_store_is_not_read_as_zeros(tmp_path, monkeypatch):
-    monkeypatch.setattr(activations_module, "_BATCH_WINDOWS", 6)
+    monkeypatch.setattr(_store_files, "_BATCH_WINDOWS", 6)
     store = create(tmp_path / "a.zarr")
     extract(store, true_values(), stop_after=2)
     with pytest.raises(ValueError, match="8 of 20 windows asked for are not complete"):
@@ -304,9 +304,9 @@ def test_damaged_chunk_is_named(filled, tmp_path, how, problem):
 # --- summaries ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokens_at_once", [1, 4 * 3, 10**6])
+@pytest.mark.parametrize("tokens_at_once", [1, 3, 4 * 3, 10**6])
 def test_summarize_equals_encoding_everything(filled, monkeypatch, tokens_at_once):
-    monkeypatch.setattr(activations_module, "_ENCODE_TOKENS", tokens_at_once)
+    monkeypatch.setattr(_window_summary, "_ENCODE_TOKENS", {"cpu": tokens_at_once})
     store = ActivationStore.open(filled)
     sae = BatchTopKSAE(D_MODEL, 8, 2)
     sae.mean.fill_(1000.0)

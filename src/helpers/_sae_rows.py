@@ -33,8 +33,9 @@ _CONSTANT = 1e-12  # share of variance that rounding to single precision leaves
 class RowSource(Protocol):
     """Activations of the same tokens at one or several places of a model.
 
-    A source larger than memory implements these four; :func:`helpers.sae.train` asks
-    for nothing else. Rows are raw activations of any floating dtype, on any device.
+    A source larger than memory implements these five; :func:`helpers.sae.train` asks
+    for nothing else. Rows are raw activations of any floating dtype, on any device. A
+    `provenance`, JSON-compatible, is kept with the SAE where a source has one.
 
     Attributes
     ----------

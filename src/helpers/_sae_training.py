@@ -373,6 +373,7 @@ class _Run:
         sae.provenance = {
             "config": asdict(config) | {"matryoshka": list(config.matryoshka)},
             "n_rows": self.source.n_rows,
+            "rows": getattr(self.source, "provenance", None),
             "n_steps": trainer.n_done,
             "n_revived": trainer.n_revived,
             "gamma": gamma,

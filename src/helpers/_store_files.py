@@ -1,0 +1,122 @@
+"""Where an activation store lies and what it is made of: a zarr (v3) group.
+
+A store is a folder, or the URL of one in object storage that fsspec reaches.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import zarr
+from zarr.codecs import Crc32cCodec
+
+__all__ = ["locate", "make_store", "open_store"]
+
+_CHUNK_BYTES = 4 * 2**20  # a chunk of several windows stays below this
+_BATCH_WINDOWS = 16  # most windows of a chunk, lost at worst when a run is killed
+_NEEDED = ("biosamples", "windows", "layers", "n_tokens", "d_model", "model_hash")
+
+
+def locate(path: str | Path) -> Path | str:
+    """Return a folder as a path, a URL as it is without a slash at its end."""
+    if isinstance(path, str) and "://" in path:
+        return path.rstrip("/")
+    return Path(path)
+
+
+def open_store(location: Path | str) -> tuple[zarr.Group, dict[str, Any]]:
+    """Open the group of a store for reading and writing; return its attributes too.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no store.
+    ImportError
+        If the URL needs a package that is not installed.
+    ValueError
+        If something else is there.
+    """
+    group = _open_group(location)
+    if group is None:
+        raise FileNotFoundError(f"{location}: no activation store")
+    attributes = group.attrs.asdict()
+    missing = [name for name in _NEEDED if name not in attributes]
+    if missing:
+        raise ValueError(
+            f"{location}: not an activation store; its attributes lack {missing}"
+        )
+    return group, attributes
+
+
+def make_store(location: Path | str, attributes: dict[str, Any]) -> None:
+    """Make an empty store where there is none: it appears complete or not at all."""
+    if isinstance(location, Path):
+        if not location.exists():
+            _make_folder(location, attributes)
+        return
+    group = _open_group(location)
+    if group is None or not group.attrs.asdict():
+        # Object storage cannot rename: attributes, written last, vouch for the rest.
+        make_arrays(location, attributes)
+
+
+def _open_group(location: Path | str) -> zarr.Group | None:
+    """Return the group at a place, None if there is none."""
+    if isinstance(location, Path) and not (location / "zarr.json").is_file():
+        return None
+    try:
+        return zarr.open_group(location, mode="r+", zarr_format=3)
+    except FileNotFoundError:
+        return None
+    except (ImportError, ValueError) as error:
+        # fsspec wants a package for s3, gs or http, or does not know the protocol.
+        raise type(error)(
+            f"{location}: cannot be reached ({error}); stores in object storage need "
+            'fsspec and its file system: pip install "chromatin-context[cloud]"'
+        ) from error
+
+
+def _make_folder(path: Path, attributes: dict[str, Any]) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    make_arrays(partial, attributes)
+    try:
+        partial.rename(path)
+    except OSError:  # another process was first
+        shutil.rmtree(partial)
+        if not path.exists():
+            raise
+
+
+def make_arrays(location: Path | str, attributes: dict[str, Any]) -> None:
+    """Write the arrays of an empty store, then its attributes."""
+    n_biosamples = len(attributes["biosamples"])
+    n_windows = len(attributes["windows"]["chrom"])
+    n_tokens, d_model = attributes["n_tokens"], attributes["d_model"]
+    fitting = _CHUNK_BYTES // (2 * n_tokens * d_model)
+    step = max(1, min(fitting, _BATCH_WINDOWS, n_windows))
+    group = zarr.create_group(location, zarr_format=3, overwrite=True)
+    for layer in attributes["layers"]:
+        group.create_array(
+            f"layer{layer}",
+            shape=(n_biosamples, n_windows, n_tokens, d_model),
+            chunks=(1, step, n_tokens, d_model),
+            dtype="float16",
+            fill_value=float("nan"),  # a chunk that is missing must not read as zeros
+            compressors=[
+                Crc32cCodec()
+            ],  # the noise of half precision hardly compresses
+        )
+    # One chunk per batch of windows: marking a batch rewrites nobody else's mark.
+    group.create_array(
+        "complete",
+        shape=(n_windows,),
+        chunks=(step,),
+        dtype="uint8",
+        fill_value=0,
+        compressors=[Crc32cCodec()],
+    )
+    group.attrs.update(attributes)
