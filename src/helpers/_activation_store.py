@@ -17,7 +17,7 @@ import torch
 import zarr
 
 from helpers._activation_layer import LayerArray, all_finite
-from helpers._store_files import locate, make_store, open_store
+from helpers._store_files import locate, make_store, naming, open_store
 
 __all__ = ["ActivationStore", "TokenRows"]
 
@@ -250,14 +250,11 @@ class ActivationStore:
                 f"activations of layer {layer}, biosample {biosample!r}, window "
                 f"{window} hold NaN, infinity or values beyond half precision"
             )
-        try:
+        with naming(
+            f"{self.path}: layer {layer}, biosample {biosample!r}, windows "
+            f"{windows.start} to {windows.stop - 1}"
+        ):
             array[row, windows] = values
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{self.path}: layer {layer}, biosample {biosample!r}, windows "
-                f"{windows.start} to {windows.stop - 1} could not be written: {error}",
-            ) from error
         self._written.setdefault(windows.start, set()).add((layer, row))
 
     def mark_complete(self, windows: slice) -> None:
@@ -278,7 +275,8 @@ class ActivationStore:
                         f"{self.path}: windows {windows.start} to {windows.stop - 1} "
                         f"lack layer {layer} of biosample {biosample!r}"
                     )
-        self._group["complete"][windows] = 1
+        with naming(f"{self.path}: mark of windows from {windows.start} on"):
+            self._group["complete"][windows] = 1
         del self._written[windows.start]
 
     def layer(self, layer: int) -> LayerArray:

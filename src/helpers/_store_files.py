@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import zarr
 from zarr.codecs import Crc32cCodec
 
-__all__ = ["locate", "make_store", "open_store"]
+__all__ = ["locate", "make_store", "naming", "open_store"]
 
 _CHUNK_BYTES = 4 * 2**20  # a chunk of several windows stays below this
 _BATCH_WINDOWS = 16  # most windows of a chunk, lost at worst when a run is killed
@@ -82,13 +84,25 @@ def _open_group(location: Path | str) -> zarr.Group | None:
 def _make_folder(path: Path, attributes: dict[str, Any]) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    make_arrays(partial, attributes)
     try:
-        partial.rename(path)
-    except OSError:  # another process was first
-        shutil.rmtree(partial)
-        if not path.exists():
+        with naming(f"{path}: store"):
+            make_arrays(partial, attributes)
+            partial.rename(path)
+    except OSError:
+        if not path.exists():  # or another process was first
             raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Say what could not be written when the disk is full or the storage refuses."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{what} could not be written: {error}"
+        raise OSError(error.errno, message) from error
 
 
 def make_arrays(location: Path | str, attributes: dict[str, Any]) -> None:
