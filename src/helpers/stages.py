@@ -20,7 +20,12 @@ import torch
 from tqdm.std import tqdm
 
 from helpers import simulate
-from helpers.activations import ActivationStore, WindowSummary, summarize
+from helpers.activations import (
+    ActivationStore,
+    StoredRows,
+    WindowSummary,
+    summarize,
+)
 from helpers.cds import bootstrap_ratio, context_divergence, paired_blocks
 from helpers.epibert import EpiBERT
 from helpers.pretrain import PretrainConfig, load_arrays, predict_masked, pretrain
@@ -55,6 +60,7 @@ ALPHA = 0.05  # family-wise, per block
 _OWN_TRAINING = PretrainConfig(n_steps=1200, warmup_steps=100)  # minutes on a CPU
 _BLIND_R = 0.1  # masked-token correlation of a model that does not fit its inputs
 _GLANCE_WINDOWS = 2
+_HELD_OUT_TOKENS = 2**18  # enough for the threshold and the card
 _PRECISIONS = ("float32", "bfloat16")
 
 
@@ -400,7 +406,8 @@ def extract(study: Study) -> ActivationStore:
         "data": _data_recipe(dataset),
         "model": study.model_hash,
         "blocks": study.blocks,
-        "code": code_digest("activations", "epibert", "windows"),
+        # How rows are read later on is no part of what is stored.
+        "code": code_digest("_activation_store", "epibert", "windows"),
     }
     path = study.run.artefact("activations.zarr", recipe, build, resumable=True)
     return ActivationStore.open(path, model_hash=study.model_hash)
@@ -443,9 +450,9 @@ def train_saes(
 ) -> dict[int, BatchTopKSAE]:
     """Return one dictionary per block, trained on ``select`` windows.
 
-    Every biosample gives the same number of tokens; the threshold is set on ``tune``
-    windows. The training history and the card on ``test`` windows lie beside the
-    weights.
+    Every biosample gives the same number of tokens, streamed from disk where they are
+    more than memory; the threshold is set on ``tune`` windows. The training history and
+    the card on ``test`` windows lie beside the weights.
     """
     store = extract(study)
     config = config or sae_config(study.model.config.d_model)
@@ -453,7 +460,7 @@ def train_saes(
     recipe = {
         "sae": asdict(config),
         "activations": study.run.key("activations.zarr"),
-        "code": code_digest("sae"),
+        "code": code_digest("sae", "_stored_rows"),
     }
     saes = {}
     for layer in study.blocks:
@@ -471,9 +478,10 @@ def train_saes(
 def _train_sae(
     study: Study, store: ActivationStore, layer: int, config: SAEConfig, folder: Path
 ) -> None:
-    rows = store.rows(layer, splits=["select"]).rows
-    tune = store.rows(layer, splits=["tune"]).rows
-    with tqdm(desc=f"dictionary of block {layer}") as bar:
+    held_out = {"max_tokens": _HELD_OUT_TOKENS, "random_state": study.seed}
+    tune = store.rows(layer, splits=["tune"], **held_out).rows
+    rows = StoredRows(store, [layer], splits=["select"])
+    with rows, tqdm(desc=f"dictionary of block {layer}") as bar:
 
         def progress(record: dict[str, float]) -> None:
             bar.total = record["n_steps"]
@@ -492,7 +500,7 @@ def _train_sae(
     sae.save(folder)
     checkpoint.unlink()
     history.to_parquet(folder / "history.parquet")
-    test = store.rows(layer, splits=["test"])
+    test = store.rows(layer, splits=["test"], **held_out)
     names = study.dataset.biosamples["name"].to_numpy()
     card = evaluate(
         sae,
@@ -529,7 +537,7 @@ def summaries(study: Study) -> dict[int, WindowSummary]:
 
         recipe = {
             "sae": study.run.key(f"sae/block{layer}"),
-            "code": code_digest("activations"),
+            "code": code_digest("_window_summary"),
         }
         path = study.run.artefact(f"summaries/block{layer}.npz", recipe, build)
         with np.load(path) as arrays:
@@ -683,13 +691,18 @@ def feature_acts(
     numpy.ndarray, shape (n_biosamples, n_windows, n_tokens, n_features), float32
     """
     sae = train_saes(study)[layer]
-    array = extract(study).layer(layer)
+    store = extract(study)
+    array, step = store.layer(layer), store.chunk_windows
+    windows = np.asarray(windows)
     chosen = torch.tensor(np.asarray(features), device=study.device)
     found = np.empty(
         (array.shape[0], len(windows), array.shape[2], len(features)), np.float32
     )
     for b in range(array.shape[0]):
-        for i, window in enumerate(windows):
-            x = torch.from_numpy(array[b, window]).float().to(study.device)
-            found[b, i] = sae.encode(x)[:, chosen].cpu().numpy()
+        for chunk in np.unique(windows // step):
+            here = np.flatnonzero(windows // step == chunk)
+            low, high = windows[here].min(), windows[here].max() + 1
+            streams = torch.from_numpy(array[b, low:high][windows[here] - low])
+            for i, x in zip(here, streams.to(study.device), strict=True):
+                found[b, i] = sae.encode(x)[:, chosen].cpu().numpy()
     return found
