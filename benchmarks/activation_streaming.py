@@ -122,6 +122,7 @@ def work(name: str, folder: Path, shape: Shape) -> dict:
         k=shape.k,
         batch_size=shape.batch_size,
         n_epochs=shape.n_epochs,
+        learning_rate=1e-3,  # as benchmarks/sae_training.py
     )
     tune = store.rows(0, splits=["tune"]).rows
     if name == "matrix":
