@@ -1,5 +1,6 @@
 """Rows streamed from a store: every row, balanced, mixed, repeatable, resumable."""
 
+import json
 import os
 import signal
 import subprocess
@@ -239,7 +240,7 @@ def labels_of_tokens():
 @pytest.mark.parametrize("memory", [45_000, 10**8])
 def test_classes_are_sampled_at_their_rates_with_weights(store, memory):
     labels = labels_of_tokens()
-    rates = {"background": 0.25, "peak": 1.0, "differential": 1.0}
+    rates = {"background": 0.25, "peak": 1.0, "differential": 1.0, "absent": 1.0}
     source = StoredRows(store, [1], classes=labels, rates=rates, memory=memory)
     index, strata = source.index(), source.strata
     rows = torch.cat([chunk[1] for chunk in source.chunks()])
@@ -252,6 +253,8 @@ def test_classes_are_sampled_at_their_rates_with_weights(store, memory):
         assert group["weight"].sum() == pytest.approx(n_available)
         assert group["weight"].iloc[0] == pytest.approx(1 / rates[token_class], rel=0.5)
     assert (strata["n_drawn"] * strata["weight"]).sum() == pytest.approx(labels.size)
+    text = json.dumps(source.provenance, allow_nan=False)
+    assert json.loads(text)["strata"][3]["weight"] is None
     drawn = np.sort(np.concatenate(order(source, size=10)))
     assert len(np.unique(drawn)) == len(drawn) == source.n_rows // 10 * 10
     assert np.isin(drawn, places(rows)).all()

@@ -63,11 +63,13 @@ class RowSelection:
     def provenance(self) -> dict[str, Any]:
         """What the rows are, JSON-compatible, for the SAE trained on them."""
         windows = self._store.windows.iloc[self._windows]
+        known = self.strata.notna()  # a class without tokens has no weight
+        strata = self.strata.astype(object).where(known, None)
         return {
             "model_hash": self._store.model_hash,
             "splits": sorted(set(windows["split"])),
             "n_windows": len(windows),
-            "strata": self.strata.to_dict("records"),
+            "strata": strata.to_dict("records"),
             "random_state": self._random_state,
         }
 
