@@ -221,6 +221,15 @@ def test_read_motifs_keeps_homer_names_families_and_thresholds(tmp_path):
     assert motif.id == "CTCF(Zf)/CD4+-CTCF/Homer"
 
 
+def test_read_motifs_numbers_the_repeats_of_a_homer_file(tmp_path):
+    block = ">ATGMC\tRAR(NR)/x/Homer\t8.7\t-100.5\t0\n0.7 0.1 0.1 0.1\n"
+    path = tmp_path / "known.motifs"
+    path.write_text(block * 2)
+    with pytest.warns(motifs.DuplicateMotifWarning, match="1 of 2 motifs .*RAR"):
+        first, second = motifs.read_motifs(path)
+    assert (first.id, second.id) == ("RAR(NR)/x/Homer", "RAR(NR)/x/Homer #2")
+
+
 MEME = "MEME version 4\nMOTIF M1\nletter-probability matrix: w= 1\n"
 
 
@@ -310,7 +319,7 @@ def test_enrichment_binomial_with_gc_weights_equals_a_loop_over_regions(world):
     hits, membership, gc, names = world
     background = np.random.default_rng(12).random(400) < 0.7
     edges = [0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8]
-    bins = np.array([sum(value > edge for edge in edges) for value in gc])
+    bins = np.array([sum(value >= edge for edge in edges) for value in gc])
     background[bins == 4] = False  # targets without a match
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", motifs.UnmatchedRegionWarning)
@@ -465,6 +474,11 @@ def test_best_per_family_takes_the_smallest_times_the_number(world):
             min(1, rows["p_value"].min() * len(rows))
         )
         assert row["motif"] == rows.loc[rows["log_p"].idxmin(), "motif"]
+
+
+def test_matching_strata_put_an_edge_into_the_upper_bin():
+    gc = np.array([0.0, 0.199, 0.2, 0.5, 0.599, 0.8, 1.0])  # HOMER's bins
+    np.testing.assert_array_equal(motifs.matching_strata(gc), [0, 0, 1, 7, 7, 10, 10])
 
 
 def test_gc_content_ignores_unknown_bases():

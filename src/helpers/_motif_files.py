@@ -7,6 +7,8 @@ the public face of this module.
 from __future__ import annotations
 
 import gzip
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,10 +18,20 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Motif", "jaspar_vertebrates", "read_motifs", "write_meme"]
+__all__ = [
+    "DuplicateMotifWarning",
+    "Motif",
+    "jaspar_vertebrates",
+    "read_motifs",
+    "write_meme",
+]
 
 _BUNDLED = "jaspar2026_core_vertebrates.meme.gz"
 _PSEUDOCOUNT = 0.1  # per cell of a count matrix, as in the bundled JASPAR file
+
+
+class DuplicateMotifWarning(UserWarning):
+    """Some motifs of a HOMER file bear the same name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +113,12 @@ def read_motifs(path: str | Path) -> list[Motif]:
     -------
     list of Motif
         In file order.
+
+    Warns
+    -----
+    DuplicateMotifWarning
+        If motifs of a HOMER file bear the same name, as two in HOMER's own file do;
+        the later ones get a number.
 
     Raises
     ------
@@ -184,7 +202,10 @@ def _parse_motifs(lines: list[str]) -> list[Motif]:
     elif filled and filled[0].startswith(">"):
         blocks = _blocks(filled, ">")
         is_homer = len(filled[0].split("\t")) >= 3
-        motifs = [(_homer_motif if is_homer else _jaspar_motif)(b) for b in blocks]
+        if is_homer:
+            motifs = _number_repeats([_homer_motif(b) for b in blocks])
+        else:
+            motifs = [_jaspar_motif(b) for b in blocks]
     else:
         found = filled[0][:40] if filled else "an empty file"
         raise ValueError(
@@ -273,6 +294,25 @@ def _homer_motif(block: list[str]) -> Motif:
     rows = [_numbers(line, full_name) for line in block[1:]]
     motif = _motif(full_name, name.partition("/")[0], rows, family=family)
     return replace(motif, threshold=threshold)
+
+
+def _number_repeats(motifs: list[Motif]) -> list[Motif]:
+    """Tell motifs of one name apart."""
+    seen: Counter[str] = Counter()
+    unique = []
+    for motif in motifs:
+        seen[motif.id] += 1
+        n = seen[motif.id]
+        unique.append(replace(motif, id=f"{motif.id} #{n}") if n > 1 else motif)
+    repeated = [name for name, n in seen.items() if n > 1]
+    if repeated:
+        warnings.warn(
+            f"{sum(seen[name] - 1 for name in repeated)} of {len(motifs)} motifs bear "
+            f"the name of an earlier one and get a number: {', '.join(repeated[:3])}",
+            DuplicateMotifWarning,
+            stacklevel=4,
+        )
+    return unique
 
 
 def _motif(

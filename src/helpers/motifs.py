@@ -4,8 +4,8 @@ Hit tables are ``(n_regions, n_motifs)``, membership ``(n_features, n_regions)``
 scan of the union of all regions serves every feature: enrichment is a matrix product.
 The design is HOMER's (Heinz et al. 2010, Mol. Cell 38:576) without its integer
 truncation and unseeded background, and with a test that knows the background is finite.
-Motif files, scanning and the motif activity of a biosample are part of this module's
-interface.
+HOMER's own test, to its digits, is `homer_enrichment`. Motif files, scanning and the
+motif activity of a biosample are part of this module's interface.
 """
 
 from __future__ import annotations
@@ -24,7 +24,21 @@ from helpers._enrichment import (
     hypergeometric_log_tail,
 )
 from helpers._motif_activity import motif_activity, read_sea, sea_table
-from helpers._motif_files import Motif, jaspar_vertebrates, read_motifs, write_meme
+from helpers._motif_files import (
+    DuplicateMotifWarning,
+    Motif,
+    jaspar_vertebrates,
+    read_motifs,
+    write_meme,
+)
+from helpers._motif_homer import (
+    GC_EDGES,
+    HomerWeights,
+    homer_background,
+    homer_enrichment,
+    homer_weights,
+    run_homer2,
+)
 from helpers._motif_scan import (
     UnreachableMotifWarning,
     count_hits,
@@ -35,6 +49,8 @@ from helpers._motif_scan import (
 from helpers._peak_motifs import PeakMotifActivity, peak_motif_activity, run_sea
 
 __all__ = [
+    "DuplicateMotifWarning",
+    "HomerWeights",
     "Motif",
     "PeakMotifActivity",
     "UnmatchedRegionWarning",
@@ -43,6 +59,9 @@ __all__ = [
     "count_hits",
     "enrichment",
     "gc_content",
+    "homer_background",
+    "homer_enrichment",
+    "homer_weights",
     "jaspar_vertebrates",
     "kmer_frequencies",
     "matched_random_features",
@@ -51,13 +70,13 @@ __all__ = [
     "peak_motif_activity",
     "read_motifs",
     "read_sea",
+    "run_homer2",
     "run_sea",
     "score_threshold",
     "sea_table",
     "write_meme",
 ]
 
-_GC_EDGES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8)  # HOMER's 11 bins
 _MAX_K = 3  # k-mers of 1 to 3 bases are balanced, as HOMER's -nlen 3
 _MAX_ROUNDS = 160
 
@@ -91,7 +110,7 @@ def matching_strata(
         If the shapes differ.
     """
     gc = np.asarray(gc, dtype=np.float64)
-    strata = np.searchsorted(_GC_EDGES, gc, side="left").astype(np.int64)
+    strata = np.searchsorted(GC_EDGES, gc, side="right").astype(np.int64)
     missing = np.isnan(gc)
     if accessibility is not None:
         level = np.asarray(accessibility, dtype=np.float64)
