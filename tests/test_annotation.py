@@ -169,7 +169,8 @@ def planted(tmp_path_factory):
         truth=folder / "world" / "truth",
     )
     study.run.artefact("cds.parquet", {}, lambda path: path.touch())
-    study.run.artefact("summaries/block3.npz", {}, lambda path: path.touch())
+    for block in (0, 3):
+        study.run.artefact(f"summaries/block{block}.npz", {}, lambda path: path.touch())
     return study, plant(study)
 
 
@@ -220,12 +221,15 @@ def stages_give_what_was_planted(request, monkeypatch):
     )
 
     def feature_acts(study, layer, features, windows):
-        assert layer == 3
+        if layer != 3:  # the other block is silent
+            return np.zeros_like(acts[:, windows][..., features])
         return acts[:, windows][..., features]
 
     summary = WindowSummary(acts.mean(axis=2), (acts > 0).mean(axis=2))
     monkeypatch.setattr(annotation, "score_context", lambda study: scores)
-    monkeypatch.setattr(annotation, "summaries", lambda study: {3: summary})
+    silent = WindowSummary(0 * summary.mean_acts, 0 * summary.firing)
+    found = {0: silent, 3: summary}
+    monkeypatch.setattr(annotation, "summaries", lambda study: found)
     monkeypatch.setattr(annotation, "feature_acts", feature_acts)
 
 
@@ -270,10 +274,10 @@ def test_select_features_takes_the_strongest_tokens_and_no_neighbors(planted):
 def test_annotate_finds_what_was_planted_and_nothing_in_its_nulls(planted):
     study, _ = planted
     annotated = annotation.annotate(study)
-    assert set(annotated.skipped) == {"go"}  # few genes lie in so small a world
-    assert "no gene set has 5" in annotated.skipped["go"]
+    assert annotated.skipped == {}
     table = annotated.table
-    assert set(table["level"]) == {"state", "motif"}
+    assert set(table["level"]) == {"state", "motif", "go"}
+    assert set(table["layer"]) == {3}  # the other block has no feature
     called = table[(table["level"] == "motif") & (table["set"] == "called")]
     first = called.sort_values("log_p").groupby("feature").head(1).set_index("feature")
     assert first.loc[RUNX1, "name"] == "Runx1"
@@ -282,9 +286,53 @@ def test_annotate_finds_what_was_planted_and_nothing_in_its_nulls(planted):
     assert first.loc[SCATTERED, "q_value"] > 0.05
     shares = findings.null_shares(annotated).set_index(["level", "set"])
     assert shares.loc[("motif", "called"), "n_enriched"] == 2
-    for level in ("state", "motif"):
+    for level in ("state", "motif", "go", "go, shifts"):
         for null in ("matched", "shifted"):
             assert shares.loc[(level, null), "n_enriched"] == 0
+
+
+def test_annotate_skips_processes_where_few_genes_lie(planted, tmp_path, monkeypatch):
+    study, _ = planted
+    run = Run(tmp_path / "run")
+    for name in ("cds.parquet", "summaries/block0.npz", "summaries/block3.npz"):
+        run.artefact(name, {}, lambda path: path.touch())
+    monkeypatch.setattr(annotation, "GENE_SPLITS", ("tune",))
+    annotated = annotation.annotate(replace(study, run=run))
+    assert "no gene set has 5" in annotated.skipped["go"]
+    assert "go" not in set(annotated.table["level"])
+
+
+def test_annotate_joins_blocks_into_one_family_of_tests(planted, tmp_path, monkeypatch):
+    study, _ = planted
+    both = replace(study, run=Run(tmp_path / "run"), blocks=[0, 3])
+    for name in ("cds.parquet", "summaries/block0.npz", "summaries/block3.npz"):
+        both.run.artefact(name, {}, lambda path: path.touch())
+    scores, found = annotation.score_context(both), annotation.summaries(both)
+    acts = annotation.feature_acts
+    twice = pd.concat([scores, scores.assign(layer=0)], ignore_index=True)
+    monkeypatch.setattr(annotation, "score_context", lambda study: twice)
+    monkeypatch.setattr(
+        annotation, "summaries", lambda study: {x: found[3] for x in (0, 3)}
+    )
+    monkeypatch.setattr(
+        annotation, "feature_acts", lambda s, layer, f, w: acts(s, 3, f, w)
+    )
+    annotated = annotation.annotate(both)
+    one = annotation.annotate(study).table
+    tables = dict(list(annotated.table.groupby("layer")))
+    assert set(tables) == {0, 3}
+    keys = ["level", "set", "feature", "item"]
+    first, second, alone = (
+        t[t["set"].isin(["called", "other"])].set_index(keys).sort_index()
+        for t in (tables[0], tables[3], one)
+    )
+    pd.testing.assert_series_equal(first["p_value"], second["p_value"])
+    pd.testing.assert_series_equal(second["p_value"], alone["p_value"])
+    states = [t.loc["state"]["q_value"] for t in (second, alone)]
+    pd.testing.assert_series_equal(*states)  # twice the tests, twice the findings
+    shares = findings.null_shares(annotated).set_index(["level", "set"])
+    assert shares.loc[("motif", "called"), "n_enriched"] == 4
+    assert shares.loc[("motif", "called"), "n_features"] == 6
 
 
 def test_annotate_is_kept(planted, monkeypatch):
@@ -305,7 +353,7 @@ def test_annotate_skips_levels_without_files(planted, tmp_path):
         for tissue in study.dataset.tissues
     ]
     run = Run(tmp_path / "run")
-    for name in ("cds.parquet", "summaries/block3.npz"):
+    for name in ("cds.parquet", "summaries/block0.npz", "summaries/block3.npz"):
         run.artefact(name, {}, lambda path: path.touch())
     dataset = WindowDataset(tissues, window_bp=WINDOW_BP)
     annotated = annotation.annotate(replace(study, run=run, dataset=dataset))
@@ -324,23 +372,25 @@ def test_factor_recovery_ranks_the_planted_family_first(planted):
     assert (recovered["rank"] == 1).all()
     assert recovered.loc[TP53, "role"] == "lineage-vitro"
     assert recovered.loc[RUNX1, "term"].startswith("myeloid leukocyte differentiation")
-    assert recovered["term_rank"].isna().all()  # processes were skipped
+    assert (recovered["own_q"] < 1e-6).all()
 
 
 def test_factor_recovery_ranks_the_planted_process(planted):
     study, _ = planted
     annotated = annotation.annotate(study)
     term = "myeloid leukocyte differentiation (GO:0002573)"
+    no_terms = annotated.table[annotated.table["level"] != "go"]
     rows = pd.DataFrame(
         {
             "level": "go",
+            "layer": 3,
             "set": ["called", "called", "called", "shifted"],
             "feature": [RUNX1, RUNX1, TP53, RUNX1],
             "item": [term, "wound healing", "wound healing", "wound healing"],
-            "q_regions": [0.2, 0.1, 0.1, 0.1],
+            "q_shift": [0.2, 0.1, 0.1, 0.1],
         }
     )
-    with_terms = annotated._replace(table=pd.concat([annotated.table, rows]))
+    with_terms = annotated._replace(table=pd.concat([no_terms, rows]))
     found = findings.motif_recovery(study, with_terms).set_index("feature")
     assert found.loc[RUNX1, "term_rank"] == 2
     assert np.isnan(found.loc[TP53, "term_rank"])
@@ -374,8 +424,8 @@ def test_top_items_count_features_of_groups(planted):
 
 def test_unknown_layer_and_silent_features_raise(planted, monkeypatch):
     study, acts = planted
-    with pytest.raises(ValueError, match=r"\[0, 3\]; got 1"):
-        annotation.select_features(study, 1)
+    with pytest.raises(ValueError, match=r"\[0, 3\]; got \[1\]"):
+        annotation.select_features(study, [1])
     monkeypatch.setattr(annotation, "MIN_REGIONS", 10**6)
     study.run.path("annotation_features.parquet").unlink(missing_ok=True)
     with pytest.raises(ValueError, match="none of 4 called features"):

@@ -262,6 +262,49 @@ def test_enrichment_finds_the_planted_term_and_no_other():
     assert called["fold"].iloc[0] > 1.5
 
 
+def test_shift_p_values_equal_all_shifts_of_every_chromosome():
+    regions, membership, genes, gene_sets = random_world(seed=7, n_regions=60)
+    table = ontology.enrichment(regions, membership, genes, gene_sets, SIZES)
+    p_values = ontology.shift_p_values(
+        table, regions, membership, genes, gene_sets, SIZES
+    )
+    assert len(p_values) == len(table) > 20
+    domains = domains_by_loop(genes, SIZES)
+    middle = (regions["start"] + regions["end"]) // 2
+    order = np.lexsort([middle, regions["chrom"]])
+    chrom, middle = regions["chrom"].to_numpy()[order], middle.to_numpy()[order]
+    for row, p_value in list(zip(table.itertuples(), p_values, strict=True))[::5]:
+        near = np.zeros(60, dtype=int)
+        for symbol, c, start, end in domains:
+            if symbol in gene_sets[row.term]:
+                near |= (chrom == c) & (middle >= start) & (middle < end)
+        fires = membership[row.feature][order]
+        counts = []
+        for c in ("chr1", "chr2"):
+            here = chrom == c
+            n = here.sum()
+            counts.append(
+                [np.roll(fires[here], k) @ near[here] for k in range(n)],
+            )
+        sums = np.add.outer(*map(np.array, counts))  # every pair of shifts
+        assert p_value == pytest.approx((sums >= row.region_hits).mean(), abs=1e-12)
+
+
+def test_shift_p_values_are_calibrated_where_regions_crowd():
+    rng = np.random.default_rng(8)
+    regions, _, genes, gene_sets = random_world(seed=9, n_regions=1000, n_terms=10)
+    regions = regions.sort_values(["chrom", "start"], ignore_index=True)
+    membership = np.zeros((150, 1000), dtype=bool)
+    for own in membership:  # six crowds of ten neighbors
+        for first in rng.choice(990, 6, replace=False):
+            own[first : first + 10] = True
+    table = ontology.enrichment(regions, membership, genes, gene_sets, SIZES)
+    arguments = (regions, membership, genes, gene_sets, SIZES)
+    p_shift = ontology.shift_p_values(table, *arguments)
+    assert (np.exp(table["region_log_p"]) <= 0.05).mean() > 0.12  # crowds fool it
+    assert (p_shift <= 0.05).mean() < 0.06
+
+
 def test_enrichment_reports_and_judges_matching_symbols():
     regions, membership, genes, gene_sets = random_world(seed=4)
     table = ontology.enrichment(regions, membership, genes, gene_sets, SIZES)

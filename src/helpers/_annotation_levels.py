@@ -31,6 +31,7 @@ COLUMNS = [
     "p_value",
     "q_value",
     "q_regions",  # of processes: of the test over regions alone
+    "q_shift",  # of processes: of regions against circular shifts
 ]
 _MAX_P = 0.05  # of processes over regions; others count as tests but are not kept
 
@@ -94,6 +95,7 @@ def state_level(
         p_value=np.exp(log_p.ravel()),
         q_value=benjamini_hochberg(log_p.ravel()),
         q_regions=np.nan,
+        q_shift=np.nan,
     )[COLUMNS]
 
 
@@ -130,7 +132,8 @@ def motif_families(table: pd.DataFrame) -> pd.DataFrame:
         "target_hits": "hits",
         "background_rate": "rate",
     }
-    best = best.rename(columns=names).assign(rate_all=np.nan, q_regions=np.nan)
+    best = best.rename(columns=names)
+    best = best.assign(rate_all=np.nan, q_regions=np.nan, q_shift=np.nan)
     texts = ["item", "name", "family"]
     return best.astype(dict.fromkeys(texts, str))[COLUMNS]
 
@@ -160,7 +163,8 @@ def go_level(
     pandas.DataFrame
         `COLUMNS`, rows with p <= 0.05 over regions only. ``fold``, ``hits``, ``rate``
         and ``q_regions`` are of the test over regions; ``log_p``, ``p_value`` and
-        ``q_value`` of the weaker of the two. q-values count all terms and features.
+        ``q_value`` of the weaker of the two; ``q_shift`` is of
+        `helpers.ontology.shift_p_values`. q-values count all terms and features.
 
     Raises
     ------
@@ -170,8 +174,12 @@ def go_level(
     ends = pd.concat([genes[["chrom", "end"]], regions[["chrom", "end"]]])
     sizes = ends.groupby("chrom")["end"].max()  # no region lies beyond
     near = genes[genes["chrom"].isin(set(regions["chrom"]))]
-    table = ontology.enrichment(regions, membership, near, gene_sets, sizes.to_dict())
-    table = table[table["region_log_p"] <= np.log(_MAX_P)]
+    arguments = (regions, membership, near, gene_sets, sizes.to_dict())
+    table = ontology.enrichment(*arguments)
+    n_tests = table.attrs["n_tests"]
+    table = table[table["region_log_p"] <= np.log(_MAX_P)].reset_index(drop=True)
+    p_shift = ontology.shift_p_values(table, *arguments)
+    table["q_shift"] = benjamini_hochberg(np.log(p_shift), n_tests=n_tests)
     names = {
         "term": "item",
         "region_hits": "hits",

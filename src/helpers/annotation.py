@@ -1,14 +1,17 @@
 """What context features stand for: chromatin states, motifs, biological processes.
 
 A feature is looked at in one biosample: of the pair in which it differs most, the side
-where it is higher. Its regions are the `test` tokens where it fires most strongly;
-all inner tokens of `test` windows are the universe. The same tests run on features that
-were not called and on random ones, so every number has its null.
+where it is higher. Its regions are the `test` tokens where it fires most strongly; all
+inner tokens of `test` windows are the universe. Processes need many genes, so for them
+`tune` windows count too: they took no part in the choice of features either. The same
+tests run on features that were not called and on random ones, so every number has its
+null.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +39,7 @@ from helpers.stages import (
 from helpers.windows import TOKEN_BP
 
 __all__ = [
+    "GENE_SPLITS",
     "LEVELS",
     "SETS",
     "Annotation",
@@ -47,6 +51,7 @@ __all__ = [
 
 LEVELS = ("state", "motif", "go")
 SETS = ("called", "other", "matched", "shifted")
+GENE_SPLITS = ("tune", "test")  # where processes are tested
 N_TOP = 200  # strongest tokens of a feature
 MIN_REGIONS = 20  # firing tokens below which nothing can be said
 PER_CLASS = 40  # called features of a class, the strongest by score
@@ -73,13 +78,13 @@ class Annotation(NamedTuple):
     table : pandas.DataFrame
         One row per tested feature and item: ``level`` (``state``, ``motif``: the best
         of its family, ``go``), ``set`` (``called``; ``other``, features not called;
-        ``matched`` and ``shifted``, random features), ``feature`` (a random one bears
-        the number of the called one it was made from),
-        ``item``, ``name``, ``family``, ``n_regions``, ``hits``, ``rate`` (expected),
+        ``matched`` and ``shifted``, random features), ``layer``, ``feature`` (a random
+        one bears the number of the called one it was made from), ``item``, ``name``, ``family``, ``n_regions``, ``hits``, ``rate`` (expected),
         ``rate_all`` (of states: share of all tokens), ``fold``, ``log_p`` (natural),
-        ``p_value``, ``q_value`` (Benjamini-Hochberg within level and set). Of ``go``
-        only rows with p <= 0.05 over regions are kept; ``q_value`` asks for regions
-        and genes, ``q_regions`` for regions alone.
+        ``p_value``, ``q_value`` (Benjamini-Hochberg within level and set, over all
+        blocks). Of ``go`` only rows with p <= 0.05 over regions are kept; ``q_value``
+        asks for regions and genes, ``q_regions`` for regions alone, ``q_shift`` for
+        regions against circular shifts of the feature.
     skipped : dict of str to str
         Levels that were not tested, and why.
     """
@@ -89,40 +94,40 @@ class Annotation(NamedTuple):
     skipped: dict[str, str]
 
 
-def universe(study: Study, split: str = "test") -> pd.DataFrame:
+def universe(study: Study, *splits: str) -> pd.DataFrame:
     """Return all regions: the tokens of windows that the model predicts.
 
     Parameters
     ----------
     study : Study
         The run.
-    split : str
-        Which windows.
+    *splits : str
+        Which windows; ``test`` if none is named.
 
     Returns
     -------
     pandas.DataFrame
         ``chrom``, ``start``, ``end``, ``window``, ``token``, ``block``.
     """
-    tokens = study.dataset.token_table(study.dataset.windows_of(split))
+    tokens = study.dataset.token_table(study.dataset.windows_of(*splits or ("test",)))
     inner = _inner(study)
     predicted = tokens["token"].between(inner.start, inner.stop, inclusive="left")
     return tokens[predicted].reset_index(drop=True)
 
 
-def select_features(study: Study, layer: int | None = None) -> pd.DataFrame:
+def select_features(study: Study, layers: Sequence[int] | None = None) -> pd.DataFrame:
     """Return the context features to annotate, their controls, and their regions.
 
-    Features are called on `select` chromosomes; of every class the strongest 40 that
-    fire on at least 20 `test` tokens of their biosample are kept. Every one gets a
+    Features are called on `select` chromosomes; of every class and block the strongest
+    40 that fire on at least 20 `test` tokens of their biosample are kept. Every one gets a
     partner of similar firing rate among the features that were not called.
 
     Parameters
     ----------
     study : Study
         The run.
-    layer : int, optional
-        Block; the one with most called features if not given.
+    layers : sequence of int, optional
+        Blocks; all of the study if not given.
 
     Returns
     -------
@@ -131,31 +136,32 @@ def select_features(study: Study, layer: int | None = None) -> pd.DataFrame:
         ``lineages``, ``lineage`` and ``context`` (where it is looked at), ``score``
         (CDS in that lineage), ``biosample`` (position), ``density`` (share of tokens
         that fire), ``partner`` (of an ``other``: the called feature it stands beside),
-        ``regions`` (`top_regions`), ``openness``: median accessibility of the regions,
+        ``regions`` (`top_regions`) and ``gene_regions`` (those of `GENE_SPLITS`, for
+        processes), ``openness``: median accessibility of the regions,
         as a rank among all tokens (0 to 1).
 
     Raises
     ------
     ValueError
-        If the block is not part of the study, or no called feature fires often enough.
+        If a block is not part of the study, or no called feature fires often enough.
     """
     scores = score_context(study)
-    counts = called_features(scores)["layer"].value_counts()
-    if layer is None:
-        layer = int(counts.idxmax()) if len(counts) else study.blocks[0]
-    if layer not in study.blocks:
-        raise ValueError(f"layer must be one of {study.blocks}; got {layer}")
+    layers = list(study.blocks if layers is None else layers)
+    outside = [layer for layer in layers if layer not in study.blocks]
+    if outside or not layers:
+        raise ValueError(f"layers must be among {study.blocks}; got {layers}")
 
     def build() -> pd.DataFrame:
-        density = _densities(study, layer)
-        in_layer = scores[scores["layer"] == layer]
-        called = _called(study, called_features(in_layer), density)
-        quiet = in_layer.loc[in_layer["class"] == "none", "feature"].to_numpy()
-        features = pd.concat(
-            [called, _partners(called, quiet, density)], ignore_index=True
-        )
-        features.insert(0, "layer", layer)
+        tables = [_choose(study, layer, scores) for layer in layers]
+        features = pd.concat(tables, ignore_index=True)
+        if not len(features):
+            n_called = len(called_features(scores[scores["layer"].isin(layers)]))
+            raise ValueError(
+                f"none of {n_called} called features fires on {MIN_REGIONS} test "
+                "tokens: there is nothing to annotate"
+            )
         features["regions"] = top_regions(study, features)
+        features["gene_regions"] = top_regions(study, features, *GENE_SPLITS)
         rank = {
             b: stats.rankdata(_openness(study, b), method="average")
             for b in set(features["biosample"])
@@ -167,13 +173,26 @@ def select_features(study: Study, layer: int | None = None) -> pd.DataFrame:
         return features
 
     recipe = {
-        "layer": layer,
+        "layers": layers,
         "cds": study.run.key("cds.parquet"),
-        "summary": study.run.key(f"summaries/block{layer}.npz"),
+        "summary": [study.run.key(f"summaries/block{x}.npz") for x in layers],
         "n_top": N_TOP,
         "code": code_digest("annotation"),
     }
     return study.run.table("annotation_features.parquet", recipe, build)
+
+
+def _choose(study: Study, layer: int, scores: pd.DataFrame) -> pd.DataFrame:
+    """Choose called features of a block and their partners."""
+    density = _densities(study, layer)
+    in_layer = scores[scores["layer"] == layer]
+    called = _called(study, called_features(in_layer), density)
+    if not len(called):
+        return called
+    quiet = in_layer.loc[in_layer["class"] == "none", "feature"].to_numpy()
+    chosen = pd.concat([called, _partners(called, quiet, density)], ignore_index=True)
+    chosen.insert(0, "layer", layer)
+    return chosen
 
 
 def _densities(study: Study, layer: int) -> np.ndarray:
@@ -206,13 +225,9 @@ def _called(study: Study, called: pd.DataFrame, density: np.ndarray) -> pd.DataF
         )
     n_tokens = len(study.dataset.windows_of("test")) * study.dataset.n_tokens
     table = pd.DataFrame(rows)
-    if len(table):
-        table = table[table["density"] * n_tokens >= MIN_REGIONS]
     if not len(table):
-        raise ValueError(
-            f"none of {len(called)} called features fires on {MIN_REGIONS} of "
-            f"{n_tokens} test tokens: there is nothing to annotate"
-        )
+        return table
+    table = table[table["density"] * n_tokens >= MIN_REGIONS]
     order = table["score"].abs().sort_values(ascending=False, kind="stable").index
     table = table.loc[order].groupby("class", sort=False).head(PER_CLASS)
     return table.sort_values(["class", "score"], kind="stable", ignore_index=True)
@@ -240,9 +255,7 @@ def _partners(
     return partners.assign(lineages="")
 
 
-def top_regions(
-    study: Study, features: pd.DataFrame, split: str = "test"
-) -> list[np.ndarray]:
+def top_regions(study: Study, features: pd.DataFrame, *splits: str) -> list[np.ndarray]:
     """Return where features fire most, each in its biosample.
 
     Of neighboring tokens only the strongest counts: they are one event, and tests take
@@ -253,28 +266,44 @@ def top_regions(
     study : Study
         The run.
     features : pandas.DataFrame
-        Columns ``layer`` (one for all), ``feature`` and ``biosample``.
-    split : str
-        Windows to look at.
+        Columns ``layer``, ``feature`` and ``biosample``.
+    *splits : str
+        Windows to look at; ``test`` if none is named.
 
     Returns
     -------
     list of numpy.ndarray of int
         Rows of `universe` for every feature, sorted, at most 200.
     """
-    layer = int(features["layer"].iloc[0])
-    biosample, number = features[["biosample", "feature"]].to_numpy().T
-    windows = study.dataset.windows_of(split)
-    values = np.zeros((len(features), 0), dtype=np.float32)
-    regions = np.zeros((len(features), 0), dtype=np.int64)
+    windows = study.dataset.windows_of(*splits or ("test",))
+    found: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(features)
+    for layer, where in features.groupby("layer").indices.items():
+        numbers, biosamples = (
+            features[column].to_numpy()[where] for column in ("feature", "biosample")
+        )
+        regions = _top_of_layer(study, int(layer), numbers, biosamples, windows)
+        for row, own in zip(where, regions, strict=True):
+            found[row] = own
+    return found
+
+
+def _top_of_layer(
+    study: Study,
+    layer: int,
+    numbers: np.ndarray,
+    biosamples: np.ndarray,
+    windows: np.ndarray,
+) -> list[np.ndarray]:
+    values = np.zeros((len(numbers), 0), dtype=np.float32)
+    regions = np.zeros((len(numbers), 0), dtype=np.int64)
     for first in range(0, len(windows), _CHUNK):
-        acts = feature_acts(study, layer, number, windows[first : first + _CHUNK])
-        own = acts[biosample, :, :, np.arange(len(features))]  # feature, window, token
+        acts = feature_acts(study, layer, numbers, windows[first : first + _CHUNK])
+        own = acts[biosamples, :, :, np.arange(len(numbers))]  # feature, window, token
         around = np.pad(own, ((0, 0), (0, 0), (1, 1)))
         is_peak = (own > around[..., :-2]) & (own >= around[..., 2:])
         peaks = np.where(is_peak, own, 0)[..., _inner(study)]
         index = first * peaks.shape[2] + np.arange(peaks[0].size)
-        peaks = peaks.reshape(len(features), -1)
+        peaks = peaks.reshape(len(numbers), -1)
         values = np.concatenate([values, peaks], axis=1)
         regions = np.concatenate([regions, np.broadcast_to(index, peaks.shape)], axis=1)
         if values.shape[1] > N_TOP:
@@ -284,9 +313,9 @@ def top_regions(
     return [np.sort(r[v > 0]) for r, v in zip(regions, values, strict=True)]
 
 
-def _openness(study: Study, biosample: int) -> np.ndarray:
+def _openness(study: Study, biosample: int, *splits: str) -> np.ndarray:
     """Measured signal of every region of the universe."""
-    windows = study.dataset.windows_of("test")
+    windows = study.dataset.windows_of(*splits or ("test",))
     return study.dataset.target(windows, biosample)[:, _inner(study)].ravel()
 
 
@@ -296,36 +325,36 @@ def _inner(study: Study) -> slice:
     return slice(crop, study.dataset.n_tokens - crop)
 
 
-def annotate(study: Study, layer: int | None = None) -> Annotation:
+def annotate(study: Study, layers: Sequence[int] | None = None) -> Annotation:
     """Test the regions of context features, and of their controls, at three levels.
 
     Chromatin states and motifs are compared with tokens of the same GC content and
     accessibility in the same biosample; states are those of that biosample. Processes
-    are tested over regions and over genes against all tokens. A level whose files are
-    missing is skipped.
+    are tested over regions and over genes against all tokens of `GENE_SPLITS`. A level
+    whose files are missing is skipped.
 
     Parameters
     ----------
     study : Study
         The run.
-    layer : int, optional
-        Block; the one with most called features if not given.
+    layers : sequence of int, optional
+        Blocks; all of the study if not given.
 
     Returns
     -------
     Annotation
     """
-    features = select_features(study, layer)
+    features = select_features(study, layers)
     files, skipped = _files(study, features)
 
     def build() -> pd.DataFrame:
         data = _read(study, features, files)
         tables = []
-        for name, (rows, membership) in _sets(study, features, data).items():
-            if len(rows):
-                tables.append(_test(rows, membership, data).assign(set=name))
+        for name, features_of in _sets(study, features, data).items():
+            if len(features_of.rows):
+                tables.append(_test(features_of, data).assign(set=name))
         joined = pd.concat(tables, ignore_index=True)
-        return joined[["level", "set", *COLUMNS]]
+        return joined[["level", "set", "layer", *COLUMNS]]
 
     recipe = {
         "features": study.run.key("annotation_features.parquet"),
@@ -338,16 +367,31 @@ def annotate(study: Study, layer: int | None = None) -> Annotation:
     return Annotation(features, table, skipped)
 
 
-class _Data(NamedTuple):
-    """The regions and everything they are tested for."""
+class _Places(NamedTuple):
+    """Regions of a universe, and what controls are matched on."""
 
     regions: pd.DataFrame
     gc: np.ndarray
     openness: dict[int, np.ndarray]  # by biosample
+
+
+class _Data(NamedTuple):
+    """The regions and everything they are tested for."""
+
+    places: _Places
     collection: list[motifs.Motif]
     hits: np.ndarray
     segmentations: dict[int, pd.DataFrame]  # by biosample; empty if skipped
+    gene_places: _Places | None
     genes: tuple[pd.DataFrame, dict[str, list[str]]] | None
+
+
+class _Set(NamedTuple):
+    """Features of one set: their rows, and in which regions they fire."""
+
+    rows: pd.DataFrame
+    membership: np.ndarray
+    gene_membership: np.ndarray | None  # in the regions of the genes
 
 
 def _files(study: Study, features: pd.DataFrame) -> tuple[dict, dict[str, str]]:
@@ -364,7 +408,7 @@ def _files(study: Study, features: pd.DataFrame) -> tuple[dict, dict[str, str]]:
     if tissue.genes is None or tissue.gene_sets is None:
         skipped["go"] = f"{tissue.path.name} names no genes or no gene sets"
         return files, skipped
-    regions = universe(study)
+    regions = universe(study, *GENE_SPLITS)
     everywhere = np.ones((1, len(regions)), dtype=bool)
     try:
         go_level(regions, everywhere, *_read_genes(tissue.genes, tissue.gene_sets))
@@ -383,16 +427,12 @@ def _read_genes(
 
 def _read(study: Study, features: pd.DataFrame, files: dict[str, Path]) -> _Data:
     """Read the levels' files and scan the regions once."""
-    windows = study.dataset.windows_of("test")
-    codes = np.concatenate(
-        [study.dataset.codes(w).reshape(-1, TOKEN_BP)[_inner(study)] for w in windows]
-    )
-    collection = motifs.read_motifs(files["motifs"])
     biosamples = sorted(set(features["biosample"]))
+    collection = motifs.read_motifs(files["motifs"])
+    codes = _codes(study, "test")
+    has_genes = "genes" in files
     return _Data(
-        regions=universe(study),
-        gc=motifs.gc_content(codes),
-        openness={b: _openness(study, b) for b in biosamples},
+        places=_places(study, biosamples, codes, "test"),
         collection=collection,
         hits=motifs.count_hits(codes, collection),
         segmentations={
@@ -400,58 +440,103 @@ def _read(study: Study, features: pd.DataFrame, files: dict[str, Path]) -> _Data
             for b in biosamples
             if f"states {b}" in files
         },
-        genes=(
-            _read_genes(files["genes"], files["gene_sets"])
-            if "genes" in files
+        gene_places=(
+            _places(study, biosamples, _codes(study, *GENE_SPLITS), *GENE_SPLITS)
+            if has_genes
             else None
         ),
+        genes=_read_genes(files["genes"], files["gene_sets"]) if has_genes else None,
     )
 
 
-def _sets(
-    study: Study, features: pd.DataFrame, data: _Data
-) -> dict[str, tuple[pd.DataFrame, np.ndarray]]:
+def _codes(study: Study, *splits: str) -> np.ndarray:
+    """Sequence of every region of a universe, as codes."""
+    windows = study.dataset.windows_of(*splits)
+    return np.concatenate(
+        [study.dataset.codes(w).reshape(-1, TOKEN_BP)[_inner(study)] for w in windows]
+    )
+
+
+def _places(
+    study: Study, biosamples: list[int], codes: np.ndarray, *splits: str
+) -> _Places:
+    openness = {b: _openness(study, b, *splits) for b in biosamples}
+    return _Places(universe(study, *splits), motifs.gc_content(codes), openness)
+
+
+def _sets(study: Study, features: pd.DataFrame, data: _Data) -> dict[str, _Set]:
     """Features and membership of every set."""
+    genes = data.gene_places
     found = {}
     for name in ("called", "other"):
         rows = features[features["set"] == name].reset_index(drop=True)
-        membership = np.zeros((len(rows), len(data.regions)), dtype=bool)
-        for own, regions in zip(membership, rows["regions"], strict=True):
-            own[regions] = True
-        found[name] = rows, membership
-    rows, membership = found["called"]
-    matched, shifted = np.zeros_like(membership), np.zeros_like(membership)
+        found[name] = _Set(
+            rows,
+            _membership(rows["regions"], len(data.places.regions)),
+            genes and _membership(rows["gene_regions"], len(genes.regions)),
+        )
+    called = found["called"]
+    for name, draw in (("matched", _matched), ("shifted", _shifted)):
+        found[name] = _Set(
+            called.rows,
+            draw(study, called.rows, called.membership, data.places),
+            genes and draw(study, called.rows, called.gene_membership, genes),
+        )
+    return found
+
+
+def _membership(regions: pd.Series, n_regions: int) -> np.ndarray:
+    membership = np.zeros((len(regions), n_regions), dtype=bool)
+    for own, fired in zip(membership, regions, strict=True):
+        own[fired] = True
+    return membership
+
+
+def _matched(
+    study: Study, rows: pd.DataFrame, membership: np.ndarray, places: _Places
+) -> np.ndarray:
+    """Draw random features of the same density in strata of GC and accessibility."""
+    random = np.zeros_like(membership)
     for b, where in rows.groupby("biosample").indices.items():
+        strata = motifs.matching_strata(
+            places.gc, places.openness[b], n_levels=_NULL_LEVELS
+        )
         rng = np.random.default_rng([study.seed, b])
-        openness = data.openness[b]
-        strata = motifs.matching_strata(data.gc, openness, n_levels=_NULL_LEVELS)
-        matched[where] = motifs.matched_random_features(
+        random[where] = motifs.matched_random_features(
             membership[where], strata, random_state=rng
         )
-        for row in where:
-            shifted[row] = np.roll(membership[row], rng.integers(len(data.regions)))
-    return found | {"matched": (rows, matched), "shifted": (rows, shifted)}
+    return random
 
 
-def _test(rows: pd.DataFrame, membership: np.ndarray, data: _Data) -> pd.DataFrame:
+def _shifted(
+    study: Study, rows: pd.DataFrame, membership: np.ndarray, places: _Places
+) -> np.ndarray:
+    """Move every feature along the genome by a random distance."""
+    rng = np.random.default_rng([study.seed, len(places.regions)])
+    by = rng.integers(len(places.regions), size=len(rows))
+    return np.stack([np.roll(own, n) for own, n in zip(membership, by, strict=True)])
+
+
+def _test(features: _Set, data: _Data) -> pd.DataFrame:
     """Run the levels on one set of features."""
+    rows, places = features.rows, data.places
     of_states, of_motifs = [], []
     for b, where in rows.groupby("biosample").indices.items():
-        own, openness = membership[where], data.openness[b]
+        own, openness = features.membership[where], places.openness[b]
         with warnings.catch_warnings():  # regions without a match: see n_regions
             warnings.simplefilter("ignore", motifs.UnmatchedRegionWarning)
             table = motifs.enrichment(
                 data.hits,
                 own,
                 data.collection,
-                gc=data.gc,
+                gc=places.gc,
                 accessibility=openness,
                 n_levels=N_LEVELS,
             )
         of_motifs.append(table.assign(feature=where[table["feature"]]))
         if data.segmentations:
-            strata = motifs.matching_strata(data.gc, openness, n_levels=N_LEVELS)
-            table = state_level(data.regions, own, data.segmentations[b], strata)
+            strata = motifs.matching_strata(places.gc, openness, n_levels=N_LEVELS)
+            table = state_level(places.regions, own, data.segmentations[b], strata)
             of_states.append(table.assign(feature=where[table["feature"]]))
     levels = {"motif": motif_families(pd.concat(of_motifs))}
     if of_states:
@@ -459,6 +544,10 @@ def _test(rows: pd.DataFrame, membership: np.ndarray, data: _Data) -> pd.DataFra
         joined["q_value"] = benjamini_hochberg(joined["log_p"].to_numpy())
         levels["state"] = joined
     if data.genes:
-        levels["go"] = go_level(data.regions, membership, *data.genes)
+        regions = data.gene_places.regions
+        levels["go"] = go_level(regions, features.gene_membership, *data.genes)
     joined = pd.concat([table.assign(level=x) for x, table in levels.items()])
-    return joined.assign(feature=rows["feature"].to_numpy()[joined["feature"]])
+    at = joined["feature"].to_numpy()
+    return joined.assign(
+        layer=rows["layer"].to_numpy()[at], feature=rows["feature"].to_numpy()[at]
+    )

@@ -150,7 +150,7 @@ def _motif_rows(study: Study) -> list[tuple]:
         named = "motifs of blood, liver and lymph tissue features"
         here = f"these pairs are {', '.join(study.lineages)}"
         return [(named, "enriched", here, "", "no: other tissues", "no comparison")]
-    block = annotation.features["layer"].iloc[0]
+    blocks = ", ".join(map(str, sorted(set(annotation.features["layer"]))))
     rows = []
     for (lineage, motif), group in found.groupby(["lineage", "motif"], sort=False):
         vivo = group[group["context"] == "in_vivo"].iloc[0]
@@ -158,7 +158,7 @@ def _motif_rows(study: Study) -> list[tuple]:
         share = f"{vivo['n_enriched']} of {vivo['n_features']} features higher in vivo"
         rows.append(
             (
-                f"{motif} in {lineage} tissue features, block {block}",
+                f"{motif} in {lineage} tissue features, blocks {blocks}",
                 "enriched",
                 share,
                 "",

@@ -19,13 +19,14 @@ from helpers.stages import Study
 __all__ = [
     "PAPER_CLAIM",
     "claim_table",
-    "motif_recovery",
     "feature_groups",
+    "motif_recovery",
     "null_shares",
     "planted_factors",
     "top_items",
 ]
 
+KEY = ["layer", "feature"]
 ALPHA = 0.05  # q-value below which a feature is enriched
 _MIN_FOLD, _MAX_LOG_P = 4.0, -20.0  # of the sites of a factor in a feature's regions
 
@@ -43,13 +44,14 @@ def null_shares(annotation: Annotation) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``level`` (``go, regions only`` beside ``go``, which asks for both tests),
-        ``set``, ``n_features``, ``n_enriched``, ``share``, ``low``, ``high`` (95 %,
+        ``level`` (``go, regions only`` and ``go, shifts`` beside ``go``, which asks for
+        regions and genes), ``set``, ``n_features``, ``n_enriched``, ``share``, ``low``, ``high`` (95 %,
         Clopper and Pearson).
     """
     sizes = annotation.features["set"].value_counts()
     sizes["matched"] = sizes["shifted"] = sizes["called"]
     tests = [(level, level, "q_value") for level in LEVELS]
+    tests.append(("go, shifts", "go", "q_shift"))
     tests.append(("go, regions only", "go", "q_regions"))
     table = annotation.table
     rows = []
@@ -58,8 +60,8 @@ def null_shares(annotation: Annotation) -> pd.DataFrame:
             continue
         found = table[(table["level"] == level) & (table[column] < ALPHA)]
         for name in (x for x in SETS if x in sizes):
-            mine = found.loc[found["set"] == name, "feature"]
-            n, k = int(sizes[name]), mine.nunique()
+            n = int(sizes[name])
+            k = len(found.loc[found["set"] == name, KEY].drop_duplicates())
             low, high = stats.binomtest(k, n).proportion_ci()
             rows.append((label, name, n, k, k / n, low, high))
     columns = ["level", "set", "n_features", "n_enriched", "share", "low", "high"]
@@ -85,7 +87,7 @@ def top_items(
         ``state``, ``motif`` (items are families) or ``go``.
     column : str
         q-value that must be below 0.05: ``q_value``, or ``q_regions`` for processes
-        over regions alone.
+        over regions alone, or ``q_shift``.
 
     Returns
     -------
@@ -95,21 +97,21 @@ def top_items(
         enriched); most frequent items first.
     """
     called = annotation.features[annotation.features["set"] == "called"]
-    group = pd.Series(feature_groups(called).to_numpy(), index=called["feature"])
+    groups = called[KEY].assign(group=feature_groups(called))
     table = annotation.table
     table = table[(table["level"] == level) & (table["set"] == "called")]
     table = table[table[column] < ALPHA]
-    table = table.assign(
-        group=group.reindex(table["feature"]).to_numpy(),
-        item=table["family" if level == "motif" else "item"],
-        log2_fold=np.log2(table["fold"]),
+    table = table.merge(groups, on=KEY).assign(
+        item=lambda x: x["family" if level == "motif" else "item"],
+        log2_fold=lambda x: np.log2(x["fold"]),
     )
     found = table.groupby(["group", "item"], as_index=False).agg(
         motifs=("name", lambda x: ", ".join(x.value_counts().index[:3])),
-        n_features=("feature", "nunique"),
+        n_features=("feature", "size"),
         log2_fold=("log2_fold", "median"),
     )
-    found["n_group"] = found["group"].map(group.value_counts())
+    sizes = groups["group"].value_counts()
+    found["n_group"] = sizes.reindex(found["group"]).to_numpy(dtype=np.int64)
     found["share"] = found["n_features"] / found["n_group"]
     order = ["group", "item", "motifs", "n_features", "n_group", "share", "log2_fold"]
     return found[order].sort_values(
@@ -121,7 +123,7 @@ def _ranks(annotation: Annotation, name: str = "called") -> pd.DataFrame:
     """Rank of every motif family within a feature; ties take the worse rank."""
     table = annotation.table
     table = table[(table["level"] == "motif") & (table["set"] == name)]
-    rank = table.groupby("feature")["log_p"].rank(method="max").astype(int)
+    rank = table.groupby(KEY)["log_p"].rank(method="max").astype(int)
     return table.assign(rank=rank)
 
 
@@ -138,7 +140,7 @@ def planted_factors(study: Study, features: pd.DataFrame) -> pd.Series:
     Returns
     -------
     pandas.Series
-        Factor by feature, empty if none is clear: the regions of a feature on `tune`
+        Factor of every row, empty if none is clear: the regions of a feature on `tune`
         chromosomes, found as those on `test` chromosomes were, hold sites of the
         factor with a fold of at least 4 and a hypergeometric ln p of at most -20.
 
@@ -153,14 +155,14 @@ def planted_factors(study: Study, features: pd.DataFrame) -> pd.Series:
     is_site = sites.to_numpy()[rows * study.dataset.n_tokens + inner["token"]]
     total = is_site.sum(axis=0)
     names = []
-    for regions in top_regions(study, features, "tune"):
+    for regions in top_regions(study, features.reset_index(drop=True), "tune"):
         hits, n = is_site[regions].sum(axis=0), max(len(regions), 1)
         log_p = hypergeometric_log_tail(hits, len(is_site), total, len(regions))
         fold = hits / n / np.maximum(total / len(is_site), 1e-12)
         best = int(log_p.argmin())
         clear = fold[best] >= _MIN_FOLD and log_p[best] <= _MAX_LOG_P
         names.append(sites.columns[best] if clear else "")
-    return pd.Series(names, index=features["feature"].to_numpy(), name="factor")
+    return pd.Series(names, index=features.index, name="factor")
 
 
 def motif_recovery(study: Study, annotation: Annotation) -> pd.DataFrame:
@@ -177,12 +179,12 @@ def motif_recovery(study: Study, annotation: Annotation) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row per called feature with a factor (`planted_factors`, from `tune`
-        chromosomes): ``feature``, ``class``, ``context`` in which it is higher,
+        chromosomes): ``layer``, ``feature``, ``class``, ``context`` in which it is higher,
         ``openness`` of its regions, ``factor``, ``role``, ``family`` of the factor's
-        motif, its ``rank`` and ``q_value`` on `test` chromosomes, ``first``, the motif
-        of rank 1; ``term`` planted for the genes near the factor's sites, its
-        ``term_rank`` over regions and its rank for the feature's shifted twin,
-        ``term_rank_shifted`` (missing if p > 0.05).
+        motif, its ``rank``, ``q_value`` and ``own_q``, the smallest q-value of any
+        family, on `test` chromosomes, ``first``, the motif of rank 1; ``term`` planted for the genes near the factor's sites, its
+        ``term_rank`` by shifts and its rank for the feature's shifted twin,
+        ``term_rank_shifted`` (missing if p > 0.05 over regions).
 
     Raises
     ------
@@ -194,37 +196,35 @@ def motif_recovery(study: Study, annotation: Annotation) -> pd.DataFrame:
     family = {m.id: m.family or m.name for m in collection}
     called = annotation.features[annotation.features["set"] == "called"]
     own = ["class", "context", "openness"]
-    matched = called[["feature", *own]].assign(
-        factor=planted_factors(study, called).to_numpy()
-    )
+    matched = called[[*KEY, *own]].assign(factor=planted_factors(study, called))
     matched = matched[matched["factor"] != ""]
     matched["role"] = matched["factor"].map(factors["role"])
     matched["family"] = matched["factor"].map(factors["jaspar"]).map(family)
     ranks = _ranks(annotation)
-    first = ranks.sort_values("log_p").drop_duplicates("feature")
+    first = ranks.sort_values("log_p").drop_duplicates(KEY)
+    first = first.rename(columns={"name": "first", "q_value": "own_q"})
     found = matched.merge(
-        ranks[["feature", "family", "rank", "q_value"]], on=["feature", "family"]
-    ).merge(first[["feature", "name"]], on="feature")
-    found = found.rename(columns={"name": "first"})
+        ranks[[*KEY, "family", "rank", "q_value"]], on=[*KEY, "family"]
+    ).merge(first[[*KEY, "first", "own_q"]], on=KEY)
     programme = found["factor"].map(factors["programme"])
     planted = biology()["programmes"]
     found["term"] = [f"{planted[x]['name']} ({planted[x]['go']})" for x in programme]
-    keys = list(zip(found["feature"], found["term"], strict=True))
+    keys = pd.MultiIndex.from_frame(found[[*KEY, "term"]])
     for name, column in (
         ("called", "term_rank"),
         ("shifted", "term_rank_shifted"),
     ):
         found[column] = _term_ranks(annotation, name).reindex(keys).to_numpy()
-    columns = ["feature", *own, "factor", "role", "family", "rank", "q_value", "first"]
-    return found[[*columns, "term", "term_rank", "term_rank_shifted"]]
+    columns = [*KEY, *own, "factor", "role", "family", "rank", "q_value", "own_q"]
+    return found[[*columns, "first", "term", "term_rank", "term_rank_shifted"]]
 
 
 def _term_ranks(annotation: Annotation, name: str) -> pd.Series:
-    """Rank of every term within a feature, over regions; ties take the worse rank."""
+    """Rank of every term within a feature, by shifts; ties take the worse rank."""
     table = annotation.table
     table = table[(table["level"] == "go") & (table["set"] == name)]
-    table = table.set_index(["feature", "item"])
-    return table.groupby(level=0)["q_regions"].rank(method="max")
+    table = table.set_index([*KEY, "item"])
+    return table.groupby(level=[0, 1])["q_shift"].rank(method="max")
 
 
 def claim_table(
@@ -259,9 +259,7 @@ def claim_table(
     collection = motifs.read_motifs(study.dataset.tissues[0].motifs)
     family = {m.name.upper(): m.family or m.name for m in reversed(collection)}
     called = annotation.features[annotation.features["set"] == "called"]
-    ranks = _ranks(annotation).merge(
-        called[["feature", "lineage", "context"]], on="feature"
-    )
+    ranks = _ranks(annotation).merge(called[[*KEY, "lineage", "context"]], on=KEY)
     rows = []
     for lineage, name in ((x, y) for x, names in claim.items() for y in names):
         if lineage not in study.lineages:
