@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import annotation, findings, motifs, simulate, truth
+from helpers import (
+    _feature_regions,
+    annotation,
+    findings,
+    motifs,
+    simulate,
+    truth,
+)
 from helpers._annotation_levels import COLUMNS, go_level, motif_families, state_level
 from helpers.activations import WindowSummary
 from helpers.figures import annotation as drawn
@@ -230,7 +237,7 @@ def stages_give_what_was_planted(request, monkeypatch):
     silent = WindowSummary(0 * summary.mean_acts, 0 * summary.firing)
     found = {0: silent, 3: summary}
     monkeypatch.setattr(annotation, "summaries", lambda study: found)
-    monkeypatch.setattr(annotation, "feature_acts", feature_acts)
+    monkeypatch.setattr(_feature_regions, "feature_acts", feature_acts)
 
 
 def test_universe_holds_inner_tokens_of_test_windows(planted):
@@ -308,14 +315,14 @@ def test_annotate_joins_blocks_into_one_family_of_tests(planted, tmp_path, monke
     for name in ("cds.parquet", "summaries/block0.npz", "summaries/block3.npz"):
         both.run.artefact(name, {}, lambda path: path.touch())
     scores, found = annotation.score_context(both), annotation.summaries(both)
-    acts = annotation.feature_acts
+    acts = _feature_regions.feature_acts
     twice = pd.concat([scores, scores.assign(layer=0)], ignore_index=True)
     monkeypatch.setattr(annotation, "score_context", lambda study: twice)
     monkeypatch.setattr(
         annotation, "summaries", lambda study: {x: found[3] for x in (0, 3)}
     )
     monkeypatch.setattr(
-        annotation, "feature_acts", lambda s, layer, f, w: acts(s, 3, f, w)
+        _feature_regions, "feature_acts", lambda s, layer, f, w: acts(s, 3, f, w)
     )
     annotated = annotation.annotate(both)
     one = annotation.annotate(study).table

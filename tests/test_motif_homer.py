@@ -11,8 +11,8 @@ from helpers import motifs
 from helpers.motifs import Motif
 
 EDGES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8)
-# What `homer2 known -nlen <k> -stat <method>` (HOMER 4, compiled from its source) printed
-# for `homer_world`: targets and background with the motif, and ln p.
+# What `homer2 known -nlen <k> -stat <method>` (HOMER 4, compiled from its source)
+# printed for `homer_world`: targets and background with the motif, and ln p.
 HOMER2 = {
     ("binomial", 3): [
         (35, 191, -0.371),

@@ -27,16 +27,22 @@ from helpers._annotation_levels import (
     motif_families,
     state_level,
 )
+from helpers._annotation_sets import FeatureSet, Places, feature_sets, read_places
 from helpers._enrichment import benjamini_hochberg
+from helpers._feature_regions import (
+    N_TOP,
+    openness_of,
+    region_codes,
+    top_regions,
+    universe,
+)
 from helpers.runs import code_digest, file_stamps
 from helpers.stages import (
     Study,
     called_features,
-    feature_acts,
     score_context,
     summaries,
 )
-from helpers.windows import TOKEN_BP
 
 __all__ = [
     "GENE_SPLITS",
@@ -52,12 +58,9 @@ __all__ = [
 LEVELS = ("state", "motif", "go")
 SETS = ("called", "other", "matched", "shifted")
 GENE_SPLITS = ("tune", "test")  # where processes are tested
-N_TOP = 200  # strongest tokens of a feature
 MIN_REGIONS = 20  # firing tokens below which nothing can be said
 PER_CLASS = 40  # called features of a class, the strongest by score
 N_LEVELS = 20  # of accessibility: few tokens are open, so coarse levels would not match
-_NULL_LEVELS = 40  # random features match more finely than the tests do
-_CHUNK = 32  # windows whose activations are held at a time
 _TEST_MODULES = (
     "_enrichment",
     "_motif_scan",
@@ -79,12 +82,13 @@ class Annotation(NamedTuple):
         One row per tested feature and item: ``level`` (``state``, ``motif``: the best
         of its family, ``go``), ``set`` (``called``; ``other``, features not called;
         ``matched`` and ``shifted``, random features), ``layer``, ``feature`` (a random
-        one bears the number of the called one it was made from), ``item``, ``name``, ``family``, ``n_regions``, ``hits``, ``rate`` (expected),
-        ``rate_all`` (of states: share of all tokens), ``fold``, ``log_p`` (natural),
-        ``p_value``, ``q_value`` (Benjamini-Hochberg within level and set, over all
-        blocks). Of ``go`` only rows with p <= 0.05 over regions are kept; ``q_value``
-        asks for regions and genes, ``q_regions`` for regions alone, ``q_shift`` for
-        regions against circular shifts of the feature.
+        one bears the number of the called one it was made from), ``item``, ``name``,
+        ``family``, ``n_regions``, ``hits``, ``rate`` (expected), ``rate_all`` (of
+        states: share of all tokens), ``fold``, ``log_p`` (natural), ``p_value``,
+        ``q_value`` (Benjamini-Hochberg within level and set, over all blocks). Of
+        ``go`` only rows with p <= 0.05 over regions are kept; ``q_value`` asks for
+        regions and genes, ``q_regions`` for regions alone, ``q_shift`` for regions
+        against circular shifts of the feature.
     skipped : dict of str to str
         Levels that were not tested, and why.
     """
@@ -94,33 +98,12 @@ class Annotation(NamedTuple):
     skipped: dict[str, str]
 
 
-def universe(study: Study, *splits: str) -> pd.DataFrame:
-    """Return all regions: the tokens of windows that the model predicts.
-
-    Parameters
-    ----------
-    study : Study
-        The run.
-    *splits : str
-        Which windows; ``test`` if none is named.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``chrom``, ``start``, ``end``, ``window``, ``token``, ``block``.
-    """
-    tokens = study.dataset.token_table(study.dataset.windows_of(*splits or ("test",)))
-    inner = _inner(study)
-    predicted = tokens["token"].between(inner.start, inner.stop, inclusive="left")
-    return tokens[predicted].reset_index(drop=True)
-
-
 def select_features(study: Study, layers: Sequence[int] | None = None) -> pd.DataFrame:
     """Return the context features to annotate, their controls, and their regions.
 
     Features are called on `select` chromosomes; of every class and block the strongest
-    40 that fire on at least 20 `test` tokens of their biosample are kept. Every one gets a
-    partner of similar firing rate among the features that were not called.
+    40 that fire on at least 20 `test` tokens of their biosample are kept. Every one
+    gets a partner of similar firing rate among the features that were not called.
 
     Parameters
     ----------
@@ -163,7 +146,7 @@ def select_features(study: Study, layers: Sequence[int] | None = None) -> pd.Dat
         features["regions"] = top_regions(study, features)
         features["gene_regions"] = top_regions(study, features, *GENE_SPLITS)
         rank = {
-            b: stats.rankdata(_openness(study, b), method="average")
+            b: stats.rankdata(openness_of(study, b), method="average")
             for b in set(features["biosample"])
         }
         features["openness"] = [
@@ -255,76 +238,6 @@ def _partners(
     return partners.assign(lineages="")
 
 
-def top_regions(study: Study, features: pd.DataFrame, *splits: str) -> list[np.ndarray]:
-    """Return where features fire most, each in its biosample.
-
-    Of neighboring tokens only the strongest counts: they are one event, and tests take
-    regions for independent.
-
-    Parameters
-    ----------
-    study : Study
-        The run.
-    features : pandas.DataFrame
-        Columns ``layer``, ``feature`` and ``biosample``.
-    *splits : str
-        Windows to look at; ``test`` if none is named.
-
-    Returns
-    -------
-    list of numpy.ndarray of int
-        Rows of `universe` for every feature, sorted, at most 200.
-    """
-    windows = study.dataset.windows_of(*splits or ("test",))
-    found: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(features)
-    for layer, where in features.groupby("layer").indices.items():
-        numbers, biosamples = (
-            features[column].to_numpy()[where] for column in ("feature", "biosample")
-        )
-        regions = _top_of_layer(study, int(layer), numbers, biosamples, windows)
-        for row, own in zip(where, regions, strict=True):
-            found[row] = own
-    return found
-
-
-def _top_of_layer(
-    study: Study,
-    layer: int,
-    numbers: np.ndarray,
-    biosamples: np.ndarray,
-    windows: np.ndarray,
-) -> list[np.ndarray]:
-    values = np.zeros((len(numbers), 0), dtype=np.float32)
-    regions = np.zeros((len(numbers), 0), dtype=np.int64)
-    for first in range(0, len(windows), _CHUNK):
-        acts = feature_acts(study, layer, numbers, windows[first : first + _CHUNK])
-        own = acts[biosamples, :, :, np.arange(len(numbers))]  # feature, window, token
-        around = np.pad(own, ((0, 0), (0, 0), (1, 1)))
-        is_peak = (own > around[..., :-2]) & (own >= around[..., 2:])
-        peaks = np.where(is_peak, own, 0)[..., _inner(study)]
-        index = first * peaks.shape[2] + np.arange(peaks[0].size)
-        peaks = peaks.reshape(len(numbers), -1)
-        values = np.concatenate([values, peaks], axis=1)
-        regions = np.concatenate([regions, np.broadcast_to(index, peaks.shape)], axis=1)
-        if values.shape[1] > N_TOP:
-            keep = np.argpartition(-values, N_TOP - 1, axis=1)[:, :N_TOP]
-            values = np.take_along_axis(values, keep, axis=1)
-            regions = np.take_along_axis(regions, keep, axis=1)
-    return [np.sort(r[v > 0]) for r, v in zip(regions, values, strict=True)]
-
-
-def _openness(study: Study, biosample: int, *splits: str) -> np.ndarray:
-    """Measured signal of every region of the universe."""
-    windows = study.dataset.windows_of(*splits or ("test",))
-    return study.dataset.target(windows, biosample)[:, _inner(study)].ravel()
-
-
-def _inner(study: Study) -> slice:
-    """Tokens of a window that the model predicts."""
-    crop = study.model.config.crop
-    return slice(crop, study.dataset.n_tokens - crop)
-
-
 def annotate(study: Study, layers: Sequence[int] | None = None) -> Annotation:
     """Test the regions of context features, and of their controls, at three levels.
 
@@ -350,9 +263,10 @@ def annotate(study: Study, layers: Sequence[int] | None = None) -> Annotation:
     def build() -> pd.DataFrame:
         data = _read(study, features, files)
         tables = []
-        for name, features_of in _sets(study, features, data).items():
-            if len(features_of.rows):
-                tables.append(_test(features_of, data).assign(set=name))
+        sets = feature_sets(study, features, data.places, data.gene_places)
+        for name, members in sets.items():
+            if len(members.rows):
+                tables.append(_test(members, data).assign(set=name))
         joined = pd.concat(tables, ignore_index=True)
         return joined[["level", "set", "layer", *COLUMNS]]
 
@@ -367,31 +281,15 @@ def annotate(study: Study, layers: Sequence[int] | None = None) -> Annotation:
     return Annotation(features, table, skipped)
 
 
-class _Places(NamedTuple):
-    """Regions of a universe, and what controls are matched on."""
-
-    regions: pd.DataFrame
-    gc: np.ndarray
-    openness: dict[int, np.ndarray]  # by biosample
-
-
 class _Data(NamedTuple):
     """The regions and everything they are tested for."""
 
-    places: _Places
+    places: Places
     collection: list[motifs.Motif]
     hits: np.ndarray
     segmentations: dict[int, pd.DataFrame]  # by biosample; empty if skipped
-    gene_places: _Places | None
+    gene_places: Places | None
     genes: tuple[pd.DataFrame, dict[str, list[str]]] | None
-
-
-class _Set(NamedTuple):
-    """Features of one set: their rows, and in which regions they fire."""
-
-    rows: pd.DataFrame
-    membership: np.ndarray
-    gene_membership: np.ndarray | None  # in the regions of the genes
 
 
 def _files(study: Study, features: pd.DataFrame) -> tuple[dict, dict[str, str]]:
@@ -429,10 +327,12 @@ def _read(study: Study, features: pd.DataFrame, files: dict[str, Path]) -> _Data
     """Read the levels' files and scan the regions once."""
     biosamples = sorted(set(features["biosample"]))
     collection = motifs.read_motifs(files["motifs"])
-    codes = _codes(study, "test")
-    has_genes = "genes" in files
+    codes, gene_places = region_codes(study, "test"), None
+    if "genes" in files:
+        gene_codes = region_codes(study, *GENE_SPLITS)
+        gene_places = read_places(study, biosamples, gene_codes, *GENE_SPLITS)
     return _Data(
-        places=_places(study, biosamples, codes, "test"),
+        places=read_places(study, biosamples, codes, "test"),
         collection=collection,
         hits=motifs.count_hits(codes, collection),
         segmentations={
@@ -440,84 +340,12 @@ def _read(study: Study, features: pd.DataFrame, files: dict[str, Path]) -> _Data
             for b in biosamples
             if f"states {b}" in files
         },
-        gene_places=(
-            _places(study, biosamples, _codes(study, *GENE_SPLITS), *GENE_SPLITS)
-            if has_genes
-            else None
-        ),
-        genes=_read_genes(files["genes"], files["gene_sets"]) if has_genes else None,
+        gene_places=gene_places,
+        genes=gene_places and _read_genes(files["genes"], files["gene_sets"]),
     )
 
 
-def _codes(study: Study, *splits: str) -> np.ndarray:
-    """Sequence of every region of a universe, as codes."""
-    windows = study.dataset.windows_of(*splits)
-    return np.concatenate(
-        [study.dataset.codes(w).reshape(-1, TOKEN_BP)[_inner(study)] for w in windows]
-    )
-
-
-def _places(
-    study: Study, biosamples: list[int], codes: np.ndarray, *splits: str
-) -> _Places:
-    openness = {b: _openness(study, b, *splits) for b in biosamples}
-    return _Places(universe(study, *splits), motifs.gc_content(codes), openness)
-
-
-def _sets(study: Study, features: pd.DataFrame, data: _Data) -> dict[str, _Set]:
-    """Features and membership of every set."""
-    genes = data.gene_places
-    found = {}
-    for name in ("called", "other"):
-        rows = features[features["set"] == name].reset_index(drop=True)
-        found[name] = _Set(
-            rows,
-            _membership(rows["regions"], len(data.places.regions)),
-            genes and _membership(rows["gene_regions"], len(genes.regions)),
-        )
-    called = found["called"]
-    for name, draw in (("matched", _matched), ("shifted", _shifted)):
-        found[name] = _Set(
-            called.rows,
-            draw(study, called.rows, called.membership, data.places),
-            genes and draw(study, called.rows, called.gene_membership, genes),
-        )
-    return found
-
-
-def _membership(regions: pd.Series, n_regions: int) -> np.ndarray:
-    membership = np.zeros((len(regions), n_regions), dtype=bool)
-    for own, fired in zip(membership, regions, strict=True):
-        own[fired] = True
-    return membership
-
-
-def _matched(
-    study: Study, rows: pd.DataFrame, membership: np.ndarray, places: _Places
-) -> np.ndarray:
-    """Draw random features of the same density in strata of GC and accessibility."""
-    random = np.zeros_like(membership)
-    for b, where in rows.groupby("biosample").indices.items():
-        strata = motifs.matching_strata(
-            places.gc, places.openness[b], n_levels=_NULL_LEVELS
-        )
-        rng = np.random.default_rng([study.seed, b])
-        random[where] = motifs.matched_random_features(
-            membership[where], strata, random_state=rng
-        )
-    return random
-
-
-def _shifted(
-    study: Study, rows: pd.DataFrame, membership: np.ndarray, places: _Places
-) -> np.ndarray:
-    """Move every feature along the genome by a random distance."""
-    rng = np.random.default_rng([study.seed, len(places.regions)])
-    by = rng.integers(len(places.regions), size=len(rows))
-    return np.stack([np.roll(own, n) for own, n in zip(membership, by, strict=True)])
-
-
-def _test(features: _Set, data: _Data) -> pd.DataFrame:
+def _test(features: FeatureSet, data: _Data) -> pd.DataFrame:
     """Run the levels on one set of features."""
     rows, places = features.rows, data.places
     of_states, of_motifs = [], []

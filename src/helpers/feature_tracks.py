@@ -254,7 +254,7 @@ def _activations(
 
 
 def _chrom_sizes(study: Study) -> dict[str, int]:
-    """Chromosome lengths, or the end of the last window where only regions are known."""
+    """Chromosome lengths; where only regions are known, the end of the last window."""
     ends = study.dataset.windows.groupby("chrom")["end"].max()
     lengths = study.dataset.genome.lengths
     return {chrom: int(max(end, lengths.get(chrom, 0))) for chrom, end in ends.items()}

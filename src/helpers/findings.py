@@ -45,8 +45,8 @@ def null_shares(annotation: Annotation) -> pd.DataFrame:
     -------
     pandas.DataFrame
         ``level`` (``go, regions only`` and ``go, shifts`` beside ``go``, which asks for
-        regions and genes), ``set``, ``n_features``, ``n_enriched``, ``share``, ``low``, ``high`` (95 %,
-        Clopper and Pearson).
+        regions and genes), ``set``, ``n_features``, ``n_enriched``, ``share``,
+        ``low``, ``high`` (95 %, Clopper and Pearson).
     """
     sizes = annotation.features["set"].value_counts()
     sizes["matched"] = sizes["shifted"] = sizes["called"]
@@ -179,12 +179,13 @@ def motif_recovery(study: Study, annotation: Annotation) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row per called feature with a factor (`planted_factors`, from `tune`
-        chromosomes): ``layer``, ``feature``, ``class``, ``context`` in which it is higher,
-        ``openness`` of its regions, ``factor``, ``role``, ``family`` of the factor's
-        motif, its ``rank``, ``q_value`` and ``own_q``, the smallest q-value of any
-        family, on `test` chromosomes, ``first``, the motif of rank 1; ``term`` planted for the genes near the factor's sites, its
-        ``term_rank`` by shifts and its rank for the feature's shifted twin,
-        ``term_rank_shifted`` (missing if p > 0.05 over regions).
+        chromosomes): ``layer``, ``feature``, ``class``, ``context`` in which it is
+        higher, ``openness`` of its regions, ``factor``, ``role``, ``family`` of the
+        factor's motif; on `test` chromosomes its ``rank`` and ``q_value``, ``own_q``,
+        the smallest q-value of any family, and ``first``, the motif of rank 1;
+        ``term`` planted for the genes near the factor's sites, its ``term_rank`` by
+        shifts and ``term_rank_shifted``, that for the feature's shifted twin (missing
+        if p > 0.05 over regions).
 
     Raises
     ------

@@ -28,6 +28,8 @@ from helpers._enrichment import (
     hypergeometric_log_tail,
     ranges,
 )
+from helpers._gene_domains import domain_regions, regulatory_domains
+from helpers._term_shifts import shift_p_values
 
 __all__ = [
     "UnmatchedSymbolWarning",
@@ -139,75 +141,6 @@ def _numbered_lines(path: str | Path) -> list[tuple[int, str]]:
     ]
 
 
-def regulatory_domains(
-    genes: pd.DataFrame,
-    chrom_sizes: Mapping[str, int],
-    *,
-    basal_upstream: int = 5_000,
-    basal_downstream: int = 1_000,
-    max_extension: int = 1_000_000,
-) -> pd.DataFrame:
-    """Give every gene GREAT's "basal plus extension" regulatory domain.
-
-    The basal domain around the transcription start is always kept; it is extended to
-    both sides up to ``max_extension`` from the start, but not into the basal domain of
-    the neighbor. The neighbor is the one directly before or after in the order of
-    (chromosome, start site, strand), as in GREAT's program, not any gene.
-
-    Parameters
-    ----------
-    genes : pandas.DataFrame
-        Columns chrom, tss, strand, symbol (from `read_genes`).
-    chrom_sizes : mapping of str to int
-        Chromosome lengths.
-    basal_upstream, basal_downstream : int
-        Reach of the basal domain from the start site, in bp along the strand.
-    max_extension : int
-        Largest distance from the start site, in bp.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Columns chrom, start, end (0-based, half-open), symbol, strand, tss in GREAT's
-        order.
-
-    Raises
-    ------
-    ValueError
-        If a gene lies on a chromosome without a size, or beyond its end.
-    """
-    size = genes["chrom"].map(dict(chrom_sizes)).to_numpy(dtype=np.float64)
-    if np.isnan(size).any():
-        unknown = genes["chrom"][np.isnan(size)]
-        raise ValueError(
-            f"{len(unknown)} genes lie on chromosomes that chrom_sizes does not have: "
-            f"{', '.join(sorted(set(unknown))[:5])}"
-        )
-    if (genes["tss"].to_numpy() >= size).any():
-        gene = genes.iloc[int((genes["tss"].to_numpy() >= size).argmax())]
-        raise ValueError(
-            f"gene {gene['symbol']} starts at {gene['chrom']}:{gene['tss']}, beyond "
-            "the end of its chromosome; check the assembly"
-        )
-    domains = genes[["chrom", "tss", "strand", "symbol"]].sort_values(
-        ["chrom", "tss", "strand"], kind="stable", ignore_index=True
-    )
-    size = domains["chrom"].map(dict(chrom_sizes)).to_numpy(dtype=np.int64)
-    tss = domains["tss"].to_numpy(dtype=np.int64)
-    forward = (domains["strand"] == "+").to_numpy()
-    basal_start = tss - np.where(forward, basal_upstream, basal_downstream)
-    basal_end = tss + np.where(forward, basal_downstream, basal_upstream)
-    chrom = domains["chrom"].to_numpy(dtype=object)
-    same = chrom[1:] == chrom[:-1]
-    left_limit = np.maximum(0, tss - max_extension)
-    left_limit[1:][same] = np.maximum(left_limit[1:], basal_end[:-1])[same]
-    right_limit = np.minimum(size, tss + max_extension)
-    right_limit[:-1][same] = np.minimum(right_limit[:-1], basal_start[1:])[same]
-    domains["start"] = np.minimum(np.maximum(basal_start, 0), left_limit)
-    domains["end"] = np.maximum(np.minimum(basal_end, size), right_limit)
-    return domains[["chrom", "start", "end", "symbol", "strand", "tss"]]
-
-
 def enrichment(
     regions: pd.DataFrame,
     membership: np.ndarray,
@@ -294,7 +227,7 @@ def enrichment(
     symbols = list(dict.fromkeys(domains["symbol"]))
     gene_of_domain = domains["symbol"].map({s: i for i, s in enumerate(symbols)})
     merge = _incidence(gene_of_domain.to_numpy(), len(symbols))  # (n_domains, n_genes)
-    gene_regions = merge.T @ _domain_regions(domains, regions)  # (n_genes, n_regions)
+    gene_regions = merge.T @ domain_regions(domains, regions)  # (n_genes, n_regions)
     region_genes = _as_bool(gene_regions.T)
 
     counted = np.ones(len(symbols), dtype=bool)
@@ -332,79 +265,6 @@ def enrichment(
     terms = np.array(list(gene_sets), dtype=object)[tested]
     table = _test(cells, terms, rate, term_genes.astype(np.int32), attrs)
     return table[table["p_value"] <= max_p_value].reset_index(drop=True)
-
-
-def shift_p_values(
-    table: pd.DataFrame,
-    regions: pd.DataFrame,
-    membership: np.ndarray,
-    genes: pd.DataFrame,
-    gene_sets: Mapping[str, Sequence[str]],
-    chrom_sizes: Mapping[str, int],
-) -> np.ndarray:
-    """Compare the regions near a term with circular shifts of the feature.
-
-    The binomial takes regions for independent, and crowded ones are not; the test over
-    genes has no power where a feature reaches nearly all genes. Moving a feature along
-    its chromosomes keeps its crowds and breaks every bond with genes.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Rows of `enrichment` to test: feature, term, region_hits.
-    regions, membership, genes, gene_sets, chrom_sizes
-        As for `enrichment`.
-
-    Returns
-    -------
-    numpy.ndarray, shape (len(table),)
-        Probability of at least as many regions in domains of the term's genes when
-        every chromosome is shifted by a random distance of its own; the identity is one
-        of the shifts.
-
-    Notes
-    -----
-    All shifts of a chromosome at once are a circular correlation, by the fast Fourier
-    transform; the count over chromosomes is the sum of independent counts, so its
-    distribution is their convolution. Nothing is sampled.
-    """
-    regions = check_regions(regions)
-    membership = check_membership(membership, len(regions))
-    domains = regulatory_domains(genes, chrom_sizes)
-    start, end = genome_keys(regions, domains["chrom"])
-    order = np.argsort(start + end, kind="stable")
-    chrom = regions["chrom"].to_numpy()[order]
-    edges = np.flatnonzero(chrom[1:] != chrom[:-1]) + 1
-    spans = np.split(np.arange(len(regions)), edges)
-    in_order = membership[:, order].astype(np.float32)
-    spectra = [np.fft.rfft(in_order[:, span]) for span in spans]
-    holds = _domain_regions(domains, regions)[:, order]  # (n_domains, n_regions)
-    feature, hits = table["feature"].to_numpy(), table["region_hits"].to_numpy()
-    p_values = np.ones(len(table))
-    for term, where in table.groupby("term", observed=True).indices.items():
-        of_term = domains["symbol"].isin(set(gene_sets[term])).to_numpy(dtype=float)
-        near = (of_term @ holds > 0).astype(np.float32)
-        chance = np.ones((len(where), 1))  # of every count, chromosome by chromosome
-        for span, spectrum in zip(spans, spectra, strict=True):
-            product = np.conj(spectrum[feature[where]]) * np.fft.rfft(near[span])
-            counts = np.rint(np.fft.irfft(product, n=len(span)))
-            chance = _add_counts(chance, counts.astype(np.int64))
-        at_least = np.arange(chance.shape[1]) >= hits[where, None]
-        p_values[where] = (chance * at_least).sum(axis=1)
-    return np.minimum(p_values, 1)
-
-
-def _add_counts(chance: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Convolve distributions over counts, in rows, with those of further counts."""
-    n_rows, n_shifts = counts.shape
-    width = int(counts.max(initial=0)) + 1
-    cells = np.arange(n_rows)[:, None] * width + counts
-    share = np.bincount(cells.ravel(), minlength=n_rows * width) / n_shifts
-    share = share.reshape(n_rows, width)
-    total = np.zeros((n_rows, chance.shape[1] + width - 1))
-    for count in range(width):
-        total[:, count : count + chance.shape[1]] += share[:, [count]] * chance
-    return total
 
 
 def _hits(
@@ -519,21 +379,6 @@ def _gene_terms(
         term += [column] * len(known)
     shape = (len(symbols), len(gene_sets))
     return sparse.csr_array((np.ones(len(gene)), (gene, term)), shape=shape)
-
-
-def _domain_regions(domains: pd.DataFrame, regions: pd.DataFrame) -> sparse.csr_array:
-    """Regions with their midpoint in each domain, shape (n_domains, n_regions)."""
-    start, end = genome_keys(domains, domains["chrom"])
-    region_start, region_end = genome_keys(regions, domains["chrom"])
-    midpoint = (region_start + region_end) // 2
-    order = np.argsort(midpoint, kind="stable")
-    first = np.searchsorted(midpoint, start, sorter=order)
-    length = np.searchsorted(midpoint, end, sorter=order) - first
-    pointers = np.concatenate([[0], np.cumsum(length)])
-    return sparse.csr_array(
-        (np.ones(pointers[-1]), order[ranges(first, length)], pointers),
-        shape=(len(domains), len(regions)),
-    )
 
 
 def _genome_share(
