@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
+from scipy import fft, sparse
 
 from helpers._enrichment import (
     benjamini_hochberg,
@@ -369,7 +369,8 @@ def unit_enrichment(
 def _shift_sd(membership: np.ndarray, is_state: np.ndarray) -> np.ndarray:
     """Return the standard deviation of the count over all circular shifts."""
     n_units = membership.shape[1]
-    state_power = np.abs(np.fft.rfft(is_state.T)) ** 2  # (n_states, n_frequencies)
+    state_spectrum = fft.rfft(is_state.T.astype(np.float64))
+    state_power = np.abs(state_spectrum) ** 2  # (n_states, n_frequencies)
     twice = np.full(state_power.shape[1], 2.0)  # negative frequencies mirror positive
     twice[0] = 0
     if n_units % 2 == 0:
@@ -378,9 +379,12 @@ def _shift_sd(membership: np.ndarray, is_state: np.ndarray) -> np.ndarray:
     variance = np.empty((len(membership), is_state.shape[1]))
     for first in range(0, len(membership), 256):
         block = slice(first, first + 256)
-        variance[block] = np.abs(np.fft.rfft(membership[block])) ** 2 @ weighted
-    # Rounding leaves about 1e-30 where every shift gives the same count.
-    return np.sqrt(np.where(variance > 1e-12, variance, np.nan))
+        # Single precision: three times as fast where the length has a large factor.
+        spectrum = fft.rfft(membership[block].astype(np.float32))
+        variance[block] = np.abs(spectrum) ** 2 @ weighted
+    # Rounding leaves about 1e-10 where every shift gives the same count; one region in
+    # one unit of a state already has 1 / n_units.
+    return np.sqrt(np.where(variance > 1e-8, variance, np.nan))
 
 
 def _long_table(n_features: int, states: list[str]) -> pd.DataFrame:
