@@ -24,6 +24,7 @@ from helpers._enrichment import (
     hypergeometric_log_tail,
 )
 from helpers._motif_activity import motif_activity, read_sea, sea_table
+from helpers._motif_discovery import DiscoveredMotif, closest_motif, discover_motif
 from helpers._motif_files import (
     DuplicateMotifWarning,
     Motif,
@@ -49,6 +50,7 @@ from helpers._motif_scan import (
 from helpers._peak_motifs import PeakMotifActivity, peak_motif_activity, run_sea
 
 __all__ = [
+    "DiscoveredMotif",
     "DuplicateMotifWarning",
     "HomerWeights",
     "Motif",
@@ -56,7 +58,9 @@ __all__ = [
     "UnmatchedRegionWarning",
     "UnreachableMotifWarning",
     "best_per_family",
+    "closest_motif",
     "count_hits",
+    "discover_motif",
     "enrichment",
     "gc_content",
     "homer_background",
