@@ -424,7 +424,7 @@ def test_claim_table_ignores_case_and_tells_decoys(planted):
 def test_top_items_count_features_of_groups(planted):
     study, _ = planted
     items = findings.top_items(annotation.annotate(study), "motif")
-    runx = items[items["item"] == "Runt-related factors"].set_index("group")
+    runx = items[items["item"] == "Runx1"].set_index("group")
     assert runx.loc["blood in vivo", "n_features"] == 1
     assert runx.loc["blood in vivo", "share"] == 1
 
@@ -443,7 +443,7 @@ def test_figures_draw(planted):
     study, _ = planted
     annotated = annotation.annotate(study)
     called = annotated.features[annotated.features["set"] == "called"]
-    groups = findings.feature_groups(called).set_axis(called["feature"])
+    groups = called.set_index(["layer", "feature"]).pipe(findings.feature_groups)
     _, axes = plt.subplots(1, 2)
     of_states = annotated.table.query("level == 'state' and set == 'called'")
     drawn.state_heat_maps(of_states, groups, axes)
@@ -454,7 +454,9 @@ def test_figures_draw(planted):
     ]
     items = findings.top_items(annotated, "motif")
     ax = drawn.group_dots(items)
-    assert "Runx1: Runt-related factors" in [t.get_text() for t in ax.get_yticklabels()]
+    assert "Runx1" in [t.get_text() for t in ax.get_yticklabels()]
+    ax = drawn.group_dots(items.assign(motifs="Runx2, Runx1"))
+    assert "Runx2 (like Runx1)" in [t.get_text() for t in ax.get_yticklabels()]
     drawn.null_shares(findings.null_shares(annotated))
     drawn.p_values(annotated.table.query("level == 'motif'"))
     plt.close("all")

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from helpers import motifs
-from helpers.motifs import Motif
 
 
 def random_codes(n, rng):
@@ -74,17 +73,3 @@ def test_discover_motif_rejects_what_it_cannot_use():
         motifs.discover_motif(enough, enough[:, :90])
     with pytest.raises(ValueError, match="at least 14; got 10 and 10"):
         motifs.discover_motif(enough[:, :10], enough[:, :10])
-
-
-def test_closest_motif_sees_offsets_and_both_strands():
-    rng = np.random.default_rng(7)
-    matrix = rng.dirichlet(np.full(4, 0.3), 10)
-    turned = Motif("turned", "turned", matrix[2:, :][::-1, ::-1])
-    other = Motif("other", "other", rng.dirichlet(np.full(4, 0.3), 10))
-    closest, likeness = motifs.closest_motif(Motif("m", "m", matrix), [other, turned])
-    assert closest is turned
-    size = [((m - 0.25) ** 2).sum() for m in (matrix[2:], matrix)]
-    assert likeness == pytest.approx((size[0] / size[1]) ** 0.5)
-    assert motifs.closest_motif(turned, [turned])[1] == pytest.approx(1)
-    with pytest.raises(ValueError, match="must not be empty"):
-        motifs.closest_motif(other, [])

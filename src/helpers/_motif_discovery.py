@@ -1,4 +1,4 @@
-"""A motif learned from a feature's own regions, and the known motif it resembles.
+"""A motif learned from a feature's own regions.
 
 Codes are ``(n_sequences, length)``: 0 to 3 for A, C, G, T and 4 for N. Half of the
 sequences teach, the other half test, so the p-value is honest. `helpers.motifs` is the
@@ -7,7 +7,6 @@ public face of this module.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from helpers._enrichment import hypergeometric_log_tail
 from helpers._motif_files import Motif
 from helpers._motif_scan import count_hits, score_threshold
 
-__all__ = ["DiscoveredMotif", "closest_motif", "discover_motif"]
+__all__ = ["DiscoveredMotif", "discover_motif"]
 
 _WORD = 6  # bases of the words that seed a motif
 _FLANK = 4  # bases added to both sides of a word
@@ -102,47 +101,6 @@ def discover_motif(
     return DiscoveredMotif(
         motif, n_sites, *_test(motif, targets[1::2], background[1::2])
     )
-
-
-def closest_motif(motif: Motif, collection: Sequence[Motif]) -> tuple[Motif, float]:
-    """Return the motif of a collection that resembles another most.
-
-    Parameters
-    ----------
-    motif : Motif
-        To be named.
-    collection : sequence of Motif
-        Known motifs.
-
-    Returns
-    -------
-    tuple of Motif and float
-        The closest, and how close it is: the cosine of both matrices, less 0.25, in
-        their best alignment on either strand. Positions that one of them lacks count
-        as zeros there, so a part is less like the whole than the whole, by what the
-        rest says.
-
-    Raises
-    ------
-    ValueError
-        If the collection is empty.
-    """
-    if not collection:
-        raise ValueError("collection must not be empty")
-    likeness = [_similarity(motif, other) for other in collection]
-    best = int(np.argmax(likeness))
-    return collection[best], likeness[best]
-
-
-def _similarity(a: Motif, b: Motif) -> float:
-    first = a.probabilities - 0.25
-    best = 0.0
-    for other in (b.probabilities, b.probabilities[::-1, ::-1]):
-        table = first @ (other - 0.25).T  # (a.width, b.width)
-        for offset in range(1 - a.width, b.width):
-            best = max(best, float(np.trace(table, offset)))
-    size = np.linalg.norm(first) * np.linalg.norm(b.probabilities - 0.25)
-    return best / max(float(size), 1e-12)
 
 
 def _words(codes: np.ndarray) -> np.ndarray:

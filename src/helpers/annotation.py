@@ -80,15 +80,15 @@ class Annotation(NamedTuple):
         From `select_features`.
     table : pandas.DataFrame
         One row per tested feature and item: ``level`` (``state``, ``motif``: the best
-        of its family, ``go``), ``set`` (``called``; ``other``, features not called;
+        of its archetype, ``go``), ``set`` (``called``; ``other``, features not called;
         ``matched`` and ``shifted``, random features), ``layer``, ``feature`` (a random
         one bears the number of the called one it was made from), ``item``, ``name``,
-        ``family``, ``n_regions``, ``hits``, ``rate`` (expected), ``rate_all`` (of
-        states: share of all tokens), ``fold``, ``log_p`` (natural), ``p_value``,
-        ``q_value`` (Benjamini-Hochberg within level and set, over all blocks). Of
-        ``go`` only rows with p <= 0.05 over regions are kept; ``q_value`` asks for
-        regions and genes, ``q_regions`` for regions alone, ``q_shift`` for regions
-        against circular shifts of the feature.
+        ``family`` (archetype of a motif), ``n_regions``, ``hits``, ``rate``
+        (expected), ``rate_all`` (of states: share of all tokens), ``fold``, ``log_p``
+        (natural), ``p_value``, ``q_value`` (Benjamini-Hochberg within level and set,
+        over all blocks). Of ``go`` only rows with p <= 0.05 over regions are kept;
+        ``q_value`` asks for regions and genes, ``q_regions`` for regions alone,
+        ``q_shift`` for regions against circular shifts of the feature.
     skipped : dict of str to str
         Levels that were not tested, and why.
     """
@@ -326,7 +326,7 @@ def _read_genes(
 def _read(study: Study, features: pd.DataFrame, files: dict[str, Path]) -> _Data:
     """Read the levels' files and scan the regions once."""
     biosamples = sorted(set(features["biosample"]))
-    collection = motifs.read_motifs(files["motifs"])
+    collection = motifs.with_archetypes(motifs.read_motifs(files["motifs"]))
     codes, gene_places = region_codes(study, "test"), None
     if "genes" in files:
         gene_codes = region_codes(study, *GENE_SPLITS)

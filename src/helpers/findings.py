@@ -84,7 +84,7 @@ def top_items(
     annotation : Annotation
         From `annotate`.
     level : str
-        ``state``, ``motif`` (items are families) or ``go``.
+        ``state``, ``motif`` (items are archetypes) or ``go``.
     column : str
         q-value that must be below 0.05: ``q_value``, or ``q_regions`` for processes
         over regions alone, or ``q_shift``.
@@ -117,6 +117,11 @@ def top_items(
     return found[order].sort_values(
         ["n_features", "log2_fold"], ascending=False, kind="stable", ignore_index=True
     )
+
+
+def _collection(study: Study) -> list[motifs.Motif]:
+    """Motifs of the study, the archetype as family."""
+    return motifs.with_archetypes(motifs.read_motifs(study.dataset.tissues[0].motifs))
 
 
 def _ranks(annotation: Annotation, name: str = "called") -> pd.DataFrame:
@@ -180,9 +185,9 @@ def motif_recovery(study: Study, annotation: Annotation) -> pd.DataFrame:
     pandas.DataFrame
         One row per called feature with a factor (`planted_factors`, from `tune`
         chromosomes): ``layer``, ``feature``, ``class``, ``context`` in which it is
-        higher, ``openness`` of its regions, ``factor``, ``role``, ``family`` of the
-        factor's motif; on `test` chromosomes its ``rank`` and ``q_value``, ``own_q``,
-        the smallest q-value of any family, and ``first``, the motif of rank 1;
+        higher, ``openness`` of its regions, ``factor``, ``role``, ``family`` (archetype
+        of the factor's motif); on `test` chromosomes its ``rank`` and ``q_value``,
+        ``own_q``, the smallest q-value of any, and ``first``, the motif of rank 1;
         ``term`` planted for the genes near the factor's sites, its ``term_rank`` by
         shifts and ``term_rank_shifted``, that for the feature's shifted twin (missing
         if p > 0.05 over regions).
@@ -193,8 +198,7 @@ def motif_recovery(study: Study, annotation: Annotation) -> pd.DataFrame:
         If the data of the study are not simulated.
     """
     factors = truth.read_factors(study).set_index("name")
-    collection = motifs.read_motifs(study.dataset.tissues[0].motifs)
-    family = {m.id: m.family or m.name for m in collection}
+    family = {motif.id: motif.family for motif in _collection(study)}
     called = annotation.features[annotation.features["set"] == "called"]
     own = ["class", "context", "openness"]
     matched = called[[*KEY, *own]].assign(factor=planted_factors(study, called))
@@ -257,8 +261,7 @@ def claim_table(
     ValueError
         If no motif bears a name.
     """
-    collection = motifs.read_motifs(study.dataset.tissues[0].motifs)
-    family = {m.name.upper(): m.family or m.name for m in reversed(collection)}
+    family = {m.name.upper(): m.family for m in reversed(_collection(study))}
     called = annotation.features[annotation.features["set"] == "called"]
     ranks = _ranks(annotation).merge(called[[*KEY, "lineage", "context"]], on=KEY)
     rows = []

@@ -24,7 +24,8 @@ from helpers._enrichment import (
     hypergeometric_log_tail,
 )
 from helpers._motif_activity import motif_activity, read_sea, sea_table
-from helpers._motif_discovery import DiscoveredMotif, closest_motif, discover_motif
+from helpers._motif_archetypes import closest_motif, motif_similarity, with_archetypes
+from helpers._motif_discovery import DiscoveredMotif, discover_motif
 from helpers._motif_files import (
     DuplicateMotifWarning,
     Motif,
@@ -71,6 +72,7 @@ __all__ = [
     "matched_random_features",
     "matching_strata",
     "motif_activity",
+    "motif_similarity",
     "peak_motif_activity",
     "read_motifs",
     "read_sea",
@@ -78,6 +80,7 @@ __all__ = [
     "run_sea",
     "score_threshold",
     "sea_table",
+    "with_archetypes",
     "write_meme",
 ]
 

@@ -41,14 +41,15 @@ def state_heat_maps(
     table : pandas.DataFrame
         Rows of level ``state`` and one set, from `helpers.annotation.annotate`.
     groups : pandas.Series
-        Group of every feature, by feature.
+        Group of every feature, by ``layer`` and ``feature``.
     axes : sequence of two matplotlib.axes.Axes
         Where to draw; they share rows.
     """
     order = groups.sort_values(kind="stable")
     states = list(dict.fromkeys(table["item"]))
     values = ["hits", "n_regions", "rate", "rate_all", "q_value"]
-    wide = table.pivot_table(values, index="feature", columns="item").loc[order.index]
+    keys = ["layer", "feature"]
+    wide = table.pivot_table(values, index=keys, columns="item").loc[order.index]
     sizes = order.value_counts(sort=False).reindex(order.unique())
     last = sizes.cumsum().to_numpy()
     for ax, rate in zip(axes, ("rate_all", "rate"), strict=True):
@@ -133,9 +134,9 @@ def group_dots(
 
 
 def _label(items: pd.DataFrame, item: str, width: int = 38) -> str:
-    """Put the most frequent motif before its family; cut GO numbers and long names."""
+    """Put the most frequent motif before its archetype; cut GO numbers, long names."""
     motif = items.loc[items["item"] == item, "motifs"].iloc[0].split(", ")[0]
-    text = item if item.startswith(motif) else f"{motif}: {item}"
+    text = item if item.startswith(motif) else f"{motif} (like {item})"
     text = text.split(" (GO:")[0]
     return text if len(text) <= width else text[: width - 1] + "…"
 
