@@ -11,10 +11,11 @@
 # - Choose context features on one set of chromosomes and look at them on another.
 # - Compare the places where a feature fires with places of the same GC content and accessibility.
 # - Run every test on features that were not called and on random ones.
+# - Learn motifs from the places alone, and see whether known ones come out.
 # - Say how often the motif behind a feature is found, and put a published claim to the test.
 #
 # **Needs** `cds.parquet`, `summaries/`, `sae/block<i>/` (made if absent).
-# **Produces** `annotation_features.parquet`, `annotation.parquet`.
+# **Produces** `annotation_features.parquet`, `annotation.parquet`, `tracks/` (bigWig, BED and a hub for genome browsers).
 
 # %% tags=["hide-input"]
 import importlib.util
@@ -38,7 +39,8 @@ seed: int = 0  # of everything random after the model
 device: str = "cpu"  # torch device
 model: str = ""  # folder or checkpoint; the one that goes with the data if empty
 precision: str = "float32"  # or "bfloat16", where the hardware has it
-block: int = -1  # block to annotate; the one with most context features if negative
+block: int = -1  # block to annotate; all if negative
+n_tracks: int = 24  # features written for genome browsers, the strongest
 
 # %% tags=["remove-stderr"]
 import matplotlib.pyplot as plt
@@ -47,7 +49,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 from scipy import stats
 
-from helpers import annotation, figures, findings, motifs, stages
+from helpers import annotation, feature_tracks, figures, findings, stages
 from helpers.figures import annotation as drawn
 
 figures.set_style()
@@ -68,8 +70,25 @@ print(study.description)
 # %% [markdown]
 # ## Which features, and where they fire
 #
-# Features were called on `select` chromosomes (page 03).
-# Here they are looked at on `test` chromosomes, which took no part in choosing them.
+# Chromosomes have one task each.
+# Features were called on `select` chromosomes (page 03) and are looked at on `test` chromosomes, which took no part in choosing them.
+# What is planted behind a feature is read on `tune` chromosomes.
+# The sizes of effects on pages 03 and 04 come from `test` chromosomes too: names and effects do not know of each other, and neither chose the features.
+# Processes need many genes, so for them alone `tune` and `test` are taken together.
+
+# %%
+windows = study.dataset.windows
+task = {"select": "call features", "tune": "read what is planted", "test": "annotate"}
+chromosomes = windows.groupby("split", sort=False)["chrom"].unique()
+pd.DataFrame(
+    {
+        "task here": pd.Series(task),
+        "chromosomes": chromosomes.map(len),
+        "which": chromosomes.map(lambda x: f"{x[0]} to {x[-1]}"),
+    }
+).loc[list(chromosomes.index)]
+
+# %% [markdown]
 # The unit is a token of 128 bp, and the universe is all tokens that the model predicts there: a feature is compared with what the model was shown, never with the rest of the genome.
 #
 # A feature is looked at in one biosample: of the pair in which its activation differs most, the side where it is higher.
@@ -78,15 +97,15 @@ print(study.description)
 # Beside every called feature stands one that was *not* called and fires about as often, where there is one.
 
 # %% tags=["remove-stderr"]
-layer = None if block < 0 else block
-features = annotation.select_features(study, layer)
-layer = int(features["layer"].iloc[0])
+layers = None if block < 0 else [block]
+features = annotation.select_features(study, layers)
+layers = sorted(set(features["layer"]))
 scores = stages.score_context(study)
-n_called = len(stages.called_features(scores[scores["layer"] == layer]))
+n_called = len(stages.called_features(scores[scores["layer"].isin(layers)]))
 called = features[features["set"] == "called"]
-print(f"block {layer}: {n_called} features called, {len(called)} of them annotated")
+print(f"blocks {layers}: {n_called} features called, {len(called)} of them annotated")
 print(
-    f"at most {annotation.PER_CLASS} per class, firing on at least "
+    f"at most {annotation.PER_CLASS} per class and block, firing on at least "
     f"{annotation.MIN_REGIONS} test tokens, up to {annotation.N_TOP} regions each"
 )
 counts = features.assign(regions=features["regions"].map(len))
@@ -97,17 +116,18 @@ counts.groupby(["set", "class"]).agg(
 ).round(3)
 
 # %% tags=["remove-stderr"]
-annotated = annotation.annotate(study, layer)
-groups = findings.feature_groups(called).set_axis(called["feature"])
+annotated = annotation.annotate(study, layers)
+groups = called.set_index(findings.KEY).pipe(findings.feature_groups)
 for level, reason in annotated.skipped.items():
     print(f"{level} is skipped: {reason}")
 of_motifs = annotated.table.query("level == 'motif' and set == 'called'")
-matched = of_motifs.drop_duplicates("feature")["n_regions"].sum()
+matched = of_motifs.drop_duplicates(findings.KEY)["n_regions"].sum()
 n_regions = called["regions"].map(len).sum()
 print(
     f"{n_regions - matched} of {n_regions} regions have no match and are left out for motifs"
 )
-annotated.table.pivot_table("feature", "level", "set", aggfunc="nunique")
+counted = annotated.table.drop_duplicates(["level", "set", *findings.KEY])
+counted.pivot_table("feature", "level", "set", aggfunc="count")
 
 # %% [markdown]
 # The table counts features with rows; `matched` and `shifted` are random features, explained with the nulls below.
@@ -141,10 +161,12 @@ else:
 if len(of_states):
     n = of_states["n_regions"]
     plain = stats.binom.sf(of_states["hits"] - 1, n, of_states["rate_all"])
-    q_plain = pd.Series(stats.false_discovery_control(plain), of_states["feature"])
-    is_plain = (q_plain < 0.05).groupby(level=0).any()
-    is_matched = (
-        (of_states.set_index("feature")["q_value"] < 0.05).groupby(level=0).any()
+    below = of_states[findings.KEY].assign(
+        plain=stats.false_discovery_control(plain) < 0.05,
+        matched=of_states["q_value"] < 0.05,
+    )
+    is_plain, is_matched = (
+        below.groupby(findings.KEY)[x].any() for x in ("plain", "matched")
     )
     print(f"any state against all tokens, q < 0.05: {is_plain.mean():.0%} of features")
     print(
@@ -156,33 +178,44 @@ if len(of_states):
 #
 # All regions are scanned once for all motifs of the study (JASPAR {cite}`rauluseviciute2024jaspar`), on both strands, at an exact p-value.
 # As in HOMER {cite}`heinz2010homer`, a region counts once, and background regions are weighted so that they share the GC content of the feature's regions; here also their accessibility, in the same biosample.
-# Nearly identical motifs hit the same sites, so only the best of a family counts, its p-value multiplied by the size of the family.
+# (HOMER's own test, to its digits, is `motifs.homer_enrichment`; `motifs.run_homer2` asks HOMER itself where it is installed.)
+# Motifs that look alike hit the same sites.
+# They are clustered into **archetypes** by the similarity of their matrices, and only the best of an archetype counts, its p-value multiplied by the size of the archetype.
 
 # %%
 families = findings.top_items(annotated, "motif")
+found = of_motifs[of_motifs["q_value"] < 0.05].sort_values("log_p", kind="stable")
+any_motif = found.drop_duplicates(findings.KEY)  # the best of each feature
 families.head(10).round(2)
 
-# %% mystnb={"figure": {"caption": "Motif families in groups of called features. Size: share of the group's features enriched for the family; color: their median fold over matched tokens. A family in one column alone belongs to that lineage and context; a row across all columns belongs to no context in particular.", "name": "fig-motifs"}, "image": {"alt": "Dot plot with motif families in rows and groups of features in columns; dot size is the share of features enriched, color the log2 fold."}}
+# %% mystnb={"figure": {"caption": "Motif archetypes in groups of called features. Size: share of the group's features enriched for it; color: their median fold over matched tokens. An archetype in one column alone belongs to that lineage and context; a row across all columns belongs to no context in particular.", "name": "fig-motifs"}, "image": {"alt": "Dot plot with motif archetypes in rows and groups of features in columns; dot size is the share of features enriched, color the log2 fold."}}
 if len(families):
     drawn.group_dots(families)
     plt.show()
 else:
-    print("no family at q < 0.05")
+    print("no archetype at q < 0.05")
 
 # %% [markdown]
-# The matrices behind the most frequent families: letters are as high as the information they carry.
+# A test of known motifs finds known motifs.
+# So the best feature of every frequent archetype is asked again, without any collection: which matrix tells its regions from others of the same GC content and accessibility?
+# It is learned on every other region and tested on those left out, then compared with the collection.
+# The similarity is 1 for equal matrices.
 
-# %% mystnb={"figure": {"caption": "Motifs of the most frequent families, as logos.", "name": "fig-logos"}, "image": {"alt": "Sequence logos of up to six motifs, in bits per position."}}
-matrices = {
-    m.name: m.probabilities for m in motifs.read_motifs(study.dataset.tissues[0].motifs)
-}
-leading = families.drop_duplicates("item")["motifs"].str.split(", ").str[0].head(6)
-if len(leading):
-    figure, axes = plt.subplots(2, 3, figsize=(9, 2.8))
-    for ax, name in zip(axes.flat, leading, strict=False):
-        drawn.logo(matrices[name], ax).set_title(name, loc="left")
-    for ax in axes.flat[len(leading) :]:
-        ax.set_axis_off()
+# %%
+frequent = families.groupby("item")["n_features"].sum()
+frequent = list(frequent.sort_values(ascending=False, kind="stable").index[:8])
+learned = findings.learned_motifs(study, annotated, frequent)
+table = learned.assign(known=[m.name for m in learned["known"]])
+same = (table["closest"] == table["known"]).sum()
+print(f"{same} of {len(learned)} learned motifs resemble the enriched one most")
+table.drop(columns="motif").round(2)
+
+# %% mystnb={"figure": {"caption": "Known motifs that the strongest feature of each frequent archetype is enriched for (left), and what its regions alone teach (right), with the known motif it resembles most and ln p in regions that did not teach it. Letters are as high as the information they carry; a learned motif may stand on the other strand.", "name": "fig-logos"}, "image": {"alt": "Pairs of sequence logos, in bits per position: known motifs on the left, motifs learned from regions on the right."}}
+if len(learned):
+    size = (9, 1.15 * len(learned))
+    figure, axes = plt.subplots(len(learned), 2, figsize=size, squeeze=False)
+    drawn.motif_table(learned, axes)
+    figure.tight_layout()
     plt.show()
 
 # %% [markdown]
@@ -191,16 +224,22 @@ if len(leading):
 # Regions reach genes through GREAT's regulatory domains {cite}`mclean2010great`, and genes belong to Gene Ontology terms.
 # A term is tested **over regions**: do more of the feature's regions lie in domains of the term's genes than of all tokens?
 # And **over genes**: of the genes that the feature reaches, are more in the term than of all genes reached by any token?
-# The first can be fooled by one crowded gene, the second needs many genes to have power; a term counts if both agree.
-# The figure shows what regions alone would say, since few genes lie on the test chromosomes of small data; the next section shows how much of that to believe.
+# The first can be fooled by a crowd of regions around one gene.
+# The second has no power where a feature reaches nearly every gene, as it does when few genes lie on the chromosomes at hand.
+# So there is a third question: do more regions lie near the term than if the feature were **shifted** along each chromosome?
+# A shift keeps the crowds and breaks every bond with genes; the distribution over all shifts is exact.
+# The figure shows the answer to the third question, and the next section how far each of the three can be believed.
 
-# %% mystnb={"figure": {"caption": "Biological processes near the regions of called features, by the test over regions alone. Size: share of the group's features at q < 0.05; color: median fold. Read it together with the null of the same test in the next figure.", "name": "fig-go"}, "image": {"alt": "Dot plot with Gene Ontology terms in rows and groups of features in columns; dot size is the share of features enriched over regions, color the log2 fold."}}
+# %% mystnb={"figure": {"caption": "Biological processes near the regions of called features, against circular shifts of each feature. Size: share of the group's features at q < 0.05; color: median fold over all tokens.", "name": "fig-go"}, "image": {"alt": "Dot plot with Gene Ontology terms in rows and groups of features in columns; dot size is the share of features enriched over shifts, color the log2 fold."}}
 if "go" in annotated.skipped:
     print(annotated.skipped["go"])
 else:
-    terms = findings.top_items(annotated, "go", column="q_regions")
+    terms = findings.top_items(annotated, "go", column="q_shift")
     both = findings.top_items(annotated, "go")
-    print(f"{both['n_features'].sum()} pairs of feature and term pass both tests")
+    print(
+        f"pairs of feature and term at q < 0.05: {both['n_features'].sum()} over regions "
+        f"and genes, {terms['n_features'].sum()} over shifts"
+    )
     if len(terms):
         drawn.group_dots(terms)
         plt.show()
@@ -234,7 +273,7 @@ for level in dict.fromkeys(shares["level"]):
     null = max(share[level, "matched"], share[level, "shifted"])
     verdict = "holds its level" if null <= 0.05 else "**does not hold its level**"
     lines.append(
-        f"- *{level}*: {share[level, 'called']:.0%} of called features, at most {null:.0%} of "
+        f"- *{level}*: {share[level, 'called']:.0%} of called features, at most {null:.1%} of "
         f"random ones; the test {verdict}."
     )
 display(Markdown("\n".join(lines)))
@@ -247,8 +286,12 @@ display(Markdown("\n".join(lines)))
 #
 # In simulated data the factor behind a feature is known.
 # It is read from the planted sites in the feature's regions on `tune` chromosomes, and its motif is looked up in the ranking found above on `test` chromosomes, so neither saw the other's tokens.
-# A rank of 1 means that of all motif families the planted one has the smallest p-value.
+# A rank of 1 means that of all archetypes the planted one has the smallest p-value.
 # For processes the term planted near the factor's sites is looked up in the same way, beside its rank for the shifted twin of the feature.
+#
+# Most called features fire at no factor's sites in particular.
+# The model is told each biosample's motif activity, one vector for all tokens, and a feature that follows this vector differs between contexts everywhere.
+# Such a feature is a true difference without a place, so no test of places can name it.
 
 # %% tags=["remove-stderr"]
 recovered = pd.DataFrame()
@@ -261,7 +304,13 @@ if len(recovered):
         f"{len(recovered)} of {len(called)} annotated features fire at sites of a planted factor"
     )
     print(
-        f"its motif family ranks in the top 3 for {top3.mean():.0%} ({low:.0%} to {high:.0%})"
+        f"its archetype ranks in the top 3 for {top3.mean():.0%} ({low:.0%} to {high:.0%}) "
+        f"of these, which is {top3.sum() / len(called):.0%} of all annotated features"
+    )
+    named = int((recovered["own_q"] < 0.05).sum())
+    print(
+        f"{len(any_motif)} features have any motif at q < 0.05; {named} of them fire at "
+        "sites of a planted factor"
     )
     by_role = recovered.assign(top1=recovered["rank"] == 1, top3=top3).groupby(
         ["role", "context"]
@@ -275,7 +324,7 @@ if len(recovered):
     term_top3, term_chance = (recovered[["term_rank", "term_rank_shifted"]] <= 3).mean()
     if "go" not in annotated.skipped:
         print(
-            f"the planted process ranks in the top 3 over regions for {term_top3:.0%}, "
+            f"the planted process ranks in the top 3 by shifts for {term_top3:.0%}, "
             f"and for {term_chance:.0%} of the same features once shifted"
         )
 else:
@@ -302,17 +351,35 @@ else:
     )
 
 # %% [markdown]
-# An enriched family says that features of this lineage and context fire at sites with such a motif.
+# An enriched archetype says that features of this lineage and context fire at sites with such a motif.
 # It does not say that the factor is behind the difference: a tissue that holds other cells as well, or a factor that is active in both contexts, leaves the same trace.
 #
+# ## In a genome browser
+#
+# The strongest features are written as tracks: the activation of every token in both contexts of the lineage, on `test` chromosomes (bigWig), and the regions where the feature fires most (BED).
+# IGV opens the files as they are.
+# For the UCSC browser, put the folder on a web server and give it the address of `hub.txt`; it lists everything, both contexts overlaid.
+# A simulated genome is no assembly that UCSC knows, so its tracks open in IGV, with the world's `genome.fa` as genome.
+
+# %% tags=["remove-stderr"]
+strongest = called["score"].abs().sort_values(ascending=False, kind="stable")
+shown = called.loc[strongest.index[:n_tracks]]
+labels = {(x.layer, x.feature): x.name for x in any_motif.itertuples(index=False)}
+folder = feature_tracks.write_feature_tracks(study, shown, labels)
+suffixes = pd.Series([path.suffix for path in folder.iterdir()]).value_counts()
+print(f"{folder.relative_to(study.run.folder)}/ in the run folder")
+print(", ".join(f"{n} {suffix}" for suffix, n in suffixes.items()))
+listed = pd.read_csv(folder / "features.tsv", sep="\t", keep_default_na=False)
+listed.head(8)
+
+# %% [markdown]
 # ## Sanity checks
 
 # %%
 regions = annotation.universe(study)
-windows = study.dataset.windows
-chroms = windows.groupby("split")["chrom"].unique()
-assert set(regions["chrom"]) == set(chroms["test"])
-assert not set(chroms["test"]) & (set(chroms["select"]) | set(chroms["tune"]))
+on = {split: set(names) for split, names in chromosomes.items()}
+assert set(regions["chrom"]) == on["test"]
+assert not on["test"] & on["select"] and not on["tune"] & (on["select"] | on["test"])
 window_of = regions["window"].to_numpy()
 for own in features["regions"]:
     assert len(own) <= annotation.N_TOP
@@ -320,22 +387,38 @@ for own in features["regions"]:
     assert (np.diff(own)[same_window] > 1).all(), "neighbors are one event"
 tested = annotated.table.dropna(subset="q_value")
 assert tested["q_value"].between(tested["p_value"] - 1e-12, 1).all()
-for level in ("state", "motif"):
-    if level not in annotated.skipped and study.truth is not None:
-        assert share[level, "matched"] <= 0.05, f"{level}: random features are enriched"
-assert set(called["feature"]).isdisjoint(features.query("set == 'other'")["feature"])
+for level, random in share.index:
+    if random in ("matched", "shifted") and level != "go, regions only":
+        assert share[level, random] <= 0.05, f"{level}: random features are enriched"
+own, other = (
+    set(map(tuple, features.loc[features["set"] == x, findings.KEY].to_numpy()))
+    for x in ("called", "other")
+)
+assert own.isdisjoint(other)
+hub = (folder / "hub.txt").read_text(encoding="utf-8")
+assert all(path.name in hub for path in folder.glob("*.bw"))
 
 # %% [markdown]
 # ## Key takeaways
 
 # %% tags=["hide-input"]
-lines = [
-    f"- {share['motif', 'called']:.0%} of called features are enriched for a motif family over "
-    f"tokens of the same GC content and accessibility, against {share['motif', 'other']:.0%} of "
-    f"features that were not called and {share['motif', 'matched']:.0%} of random ones."
-    if ("motif", "other") in share
-    else f"- {share['motif', 'called']:.0%} of called features are enriched for a motif family."
-]
+lines = []
+if len(recovered):
+    lines.append(
+        f"- Most called features stay without a place: {1 - len(recovered) / len(called):.0%} "
+        "fire at no planted factor's sites in particular, and "
+        f"{1 - share['motif', 'called']:.0%} have no motif at q < 0.05."
+    )
+lines.append(
+    f"- {share['motif', 'called']:.0%} of called features are enriched for a motif archetype "
+    "over tokens of the same GC content and accessibility"
+    + (
+        f", against {share['motif', 'other']:.0%} of features that were not called"
+        if ("motif", "other") in share
+        else ""
+    )
+    + f" and {share['motif', 'matched']:.0%} of random ones."
+)
 if len(of_states):
     lines.append(
         f"- Against all tokens {is_plain.mean():.0%} of called features are enriched for a "
@@ -345,12 +428,13 @@ if "go" not in annotated.skipped:
     lines.append(
         f"- Over regions alone {share['go, regions only', 'shifted']:.0%} of shifted features "
         f"have a biological process, so that test cannot stand alone; asking genes as well "
-        f"leaves {share['go', 'called']:.0%} of called and {share['go', 'shifted']:.0%} of "
-        "shifted features."
+        f"leaves {share['go', 'called']:.0%} of called features. Against shifts "
+        f"{share['go, shifts', 'called']:.0%} of called features have one, and "
+        f"{share['go, shifts', 'shifted']:.1%} of shifted ones."
     )
 if len(recovered):
     lines.append(
-        f"- Where a planted factor is behind a feature, its motif family ranks in the top 3 for "
+        f"- Where a planted factor is behind a feature, its archetype ranks in the top 3 for "
         f"{top3.mean():.0%} of {len(top3)} features."
     )
 if study.truth is not None and len(claim):
@@ -368,20 +452,22 @@ display(Markdown("\n".join(lines)))
 #
 # - A feature is named by its strongest regions. What it does where it fires weakly stays unseen.
 # - One biosample stands for a feature; a feature shared by all lineages is not looked at in the others.
-# - A motif is not a factor: families share motifs, and a factor can be present without its motif.
+# - A motif is not a factor: factors share motifs, and a factor can be present without its motif.
+# - Archetypes join at a similarity of 0.7, which is a choice; HOMER and others draw the line elsewhere.
 # - The direction of a feature is not that of a factor: it may stand for a site that is closed.
 # - Matching on accessibility removes what a feature shares with all open chromatin, and with it findings that are real but no more than openness.
 # - The states of the simulated world follow from accessibility, so little can be left once it is matched.
-# - Genes on few test chromosomes give the test over genes little power.
+# - Genes on few chromosomes give the test over genes little power, and shifts keep what crowds a feature but not what else shapes it along a chromosome.
+# - Effects (pages 03 and 04) and names share the `test` chromosomes, though neither is chosen by the other.
 #
 # ## Exercises
 #
-# 1. Annotate another block (`block`). Do the same families come first, and does the share of enriched features rise with depth?
+# 1. Annotate one block at a time (`block`). Do the same archetypes come first, and does the share of enriched features rise with depth?
 # 2. Why does the `shifted` null matter for biological processes and hardly for motifs?
 #
 # <details><summary>Answers</summary>
 #
-# 1. Call `annotation.annotate(study, layer)` for every block and compare `findings.null_shares`. The sequence reaches the stream before the first block, so motifs need no depth; what depth adds is how neighbors combine.
+# 1. Call `annotation.annotate(study, [layer])` for every block and compare `findings.null_shares`. The sequence reaches the stream before the first block, so motifs need no depth; what depth adds is how neighbors combine.
 # 2. Neighboring regions share the regulatory domain of one gene, so a crowd counts the gene's terms many times. Whether one token holds a motif says little about the next one.
 #
 # </details>

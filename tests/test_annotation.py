@@ -429,6 +429,21 @@ def test_top_items_count_features_of_groups(planted):
     assert runx.loc["blood in vivo", "share"] == 1
 
 
+def test_learned_motifs_find_what_was_planted_without_a_collection(planted):
+    study, _ = planted
+    annotated = annotation.annotate(study)
+    learned = findings.learned_motifs(study, annotated, ["TP53", "Runx1", "none such"])
+    assert list(learned["archetype"]) == ["TP53", "Runx1"]
+    assert list(learned["feature"]) == [TP53, RUNX1]
+    assert [m.name for m in learned["known"]] == ["TP53", "Runx1"]
+    assert list(learned["closest"]) == ["TP53", "Runx1"]
+    assert (learned["log_p"] < -10).all()
+    _, axes = plt.subplots(2, 2)
+    drawn.motif_table(learned, axes)
+    assert "like TP53" in axes[0, 1].get_title(loc="left")
+    plt.close("all")
+
+
 def test_unknown_layer_and_silent_features_raise(planted, monkeypatch):
     study, acts = planted
     with pytest.raises(ValueError, match=r"\[0, 3\]; got \[1\]"):

@@ -1,7 +1,7 @@
 """What the annotation of features shows: shares, groups, and claims put to the test.
 
-Everything here reads an `Annotation`; nothing is tested again. Counts go with the same
-count for features that were not called and for random ones.
+Everything here reads an `Annotation`; but for `learned_motifs` nothing is tested again.
+Counts go with the same count for features that were not called and for random ones.
 """
 
 from __future__ import annotations
@@ -12,14 +12,23 @@ from scipy import stats
 
 from helpers import motifs, truth
 from helpers._enrichment import hypergeometric_log_tail
+from helpers._feature_regions import openness_of, region_codes
 from helpers._simulated_biology import biology
-from helpers.annotation import LEVELS, SETS, Annotation, top_regions, universe
+from helpers.annotation import (
+    LEVELS,
+    N_LEVELS,
+    SETS,
+    Annotation,
+    top_regions,
+    universe,
+)
 from helpers.stages import Study
 
 __all__ = [
     "PAPER_CLAIM",
     "claim_table",
     "feature_groups",
+    "learned_motifs",
     "motif_recovery",
     "null_shares",
     "planted_factors",
@@ -28,6 +37,7 @@ __all__ = [
 
 KEY = ["layer", "feature"]
 ALPHA = 0.05  # q-value below which a feature is enriched
+_N_CONTROLS = 5  # background regions for every region of a feature
 _MIN_FOLD, _MAX_LOG_P = 4.0, -20.0  # of the sites of a factor in a feature's regions
 
 # Motifs that the published work names for features of tissues.
@@ -117,6 +127,71 @@ def top_items(
     return found[order].sort_values(
         ["n_features", "log2_fold"], ascending=False, kind="stable", ignore_index=True
     )
+
+
+def learned_motifs(
+    study: Study, annotation: Annotation, archetypes: list[str]
+) -> pd.DataFrame:
+    """Learn a motif from the regions of the best feature of every archetype.
+
+    Nothing is taken from a collection: the regions alone are compared with others of
+    the same GC content and accessibility (`helpers.motifs.discover_motif`). What comes
+    out is then named by the known motif it resembles most.
+
+    Parameters
+    ----------
+    study : Study
+        The run.
+    annotation : Annotation
+        From `annotate`.
+    archetypes : list of str
+        Families of motifs in the table of the annotation.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per archetype that a called feature holds: ``archetype``, ``layer`` and
+        ``feature`` with the smallest p-value for it, ``known``, the best motif of the
+        collection in the test, ``motif``, the one learned, ``closest`` to it in the
+        collection and its ``similarity``; ``n_sites``, and ``log_p`` and ``fold`` in
+        the half of the regions that did not teach it.
+    """
+    collection = {motif.id: motif for motif in _collection(study)}
+    codes = region_codes(study, "test")
+    gc = motifs.gc_content(codes)
+    called = annotation.features[annotation.features["set"] == "called"]
+    tested = annotation.table.query("level == 'motif' and set == 'called'")
+    best = tested.sort_values("log_p", kind="stable").drop_duplicates("family")
+    best = best.set_index("family").reindex(archetypes).dropna(subset="log_p")
+    rows = []
+    for archetype, row in best.iterrows():
+        at = (called["layer"] == row["layer"]) & (called["feature"] == row["feature"])
+        feature = called[at].iloc[0]
+        openness = openness_of(study, feature["biosample"])
+        strata = motifs.matching_strata(gc, openness, n_levels=N_LEVELS)
+        fires = np.zeros(len(codes), dtype=bool)
+        fires[feature["regions"]] = True
+        controls = motifs.matched_random_features(
+            np.tile(fires, (_N_CONTROLS, 1)), strata, random_state=study.seed
+        )
+        others = controls.any(axis=0) & ~fires
+        found = motifs.discover_motif(codes[fires], codes[others], name="learned")
+        closest, similarity = motifs.closest_motif(
+            found.motif, list(collection.values())
+        )
+        rows.append(
+            {
+                "archetype": archetype,
+                "layer": row["layer"],
+                "feature": row["feature"],
+                "known": collection[row["item"]],
+                "closest": closest.name,
+                "similarity": similarity,
+                **found._asdict(),
+            }
+        )
+    columns = ["archetype", *KEY, "known", "motif", "closest", "similarity"]
+    return pd.DataFrame(rows, columns=[*columns, "n_sites", "log_p", "fold"])
 
 
 def _collection(study: Study) -> list[motifs.Motif]:

@@ -14,7 +14,14 @@ from matplotlib.transforms import Affine2D
 
 from helpers.figures.style import COLORS, SEQUENTIAL, SIGNED, new_axes
 
-__all__ = ["group_dots", "logo", "null_shares", "p_values", "state_heat_maps"]
+__all__ = [
+    "group_dots",
+    "logo",
+    "motif_table",
+    "null_shares",
+    "p_values",
+    "state_heat_maps",
+]
 
 _SETS = {  # color and marker of every set of features
     "called": (COLORS["sae"], "o"),
@@ -198,6 +205,27 @@ def p_values(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_ylabel(f"observed -log10 p (up to {_LOG10_P:.0f})")
     ax.legend(loc="upper left")
     return ax
+
+
+def motif_table(learned: pd.DataFrame, axes: np.ndarray) -> None:
+    """Draw known motifs beside those learned from regions alone, a row for each.
+
+    Parameters
+    ----------
+    learned : pandas.DataFrame
+        From `helpers.findings.learned_motifs`.
+    axes : numpy.ndarray of matplotlib.axes.Axes, shape (len(learned), 2)
+        Where to draw.
+    """
+    for (known, own), row in zip(axes, learned.itertuples(), strict=True):
+        logo(row.known.probabilities, known)
+        known.set_title(f"known: {row.known.name}", loc="left")
+        logo(row.motif.probabilities, own)
+        own.set_title(
+            f"block {row.layer}, feature {row.feature}: like {row.closest} "
+            f"({row.similarity:.2f}), ln p = {row.log_p:.0f}",
+            loc="left",
+        )
 
 
 def logo(probabilities: np.ndarray, ax: Axes | None = None) -> Axes:
