@@ -417,6 +417,10 @@ def test_claim_table_ignores_case_and_tells_decoys(planted):
     assert rows.loc[("HNF4A", "in_vitro"), "planted"] == "lineage"
     assert rows.loc[("HNF4A", "in_vitro"), "n_enriched"] == 0
     assert rows.loc[("HNF4A", "in_vivo"), "n_features"] == 0
+    own = rows.loc[("runx1", "in_vivo")]  # one of two features here, none elsewhere
+    assert own["share"] == 0.5
+    assert np.isnan(own["elsewhere"])
+    assert own["p_value"] == 1
     with pytest.raises(ValueError, match="NOSUCH"):
         findings.claim_table(study, annotated, {"blood": ("NOSUCH",)})
 

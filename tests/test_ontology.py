@@ -1,6 +1,8 @@
 """Regulatory domains, gene sets and their enrichment against slow references."""
 
 import gzip
+import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -237,6 +239,7 @@ def test_enrichment_places_a_region_by_its_midpoint():
         regions, np.eye(4, dtype=bool), genes, {"a": ["A"]}, SIZES, min_size=1
     )
     assert list(table["feature"]) == [1, 2]
+    assert table.attrs["n_unreached"] == 0
 
 
 def test_enrichment_finds_the_planted_term_and_no_other():
@@ -337,6 +340,9 @@ def test_enrichment_rejects_what_it_cannot_use():
         ontology.enrichment(*arguments, gaps=GAPS)
     with pytest.raises(ValueError, match="no gene set has 60 to 70 genes"):
         ontology.enrichment(*arguments, min_size=60, max_size=70)
+    moved = regions.assign(chrom=["chrM"] * 3 + list(regions["chrom"][3:]))
+    with pytest.raises(ValueError, match="3 of 300 regions lie on .*: chrM"):
+        ontology.enrichment(moved, *arguments[1:])
     twice = pd.concat([GAPS, GAPS])
     with pytest.raises(ValueError, match="gaps must not overlap"):
         ontology.enrichment(*arguments, background="genome", gaps=twice)
@@ -381,3 +387,80 @@ def test_read_genes_puts_the_tss_at_the_first_transcribed_base(tmp_path):
     genes = ontology.read_genes(path)
     assert list(genes["tss"]) == [100, 199]
     assert list(genes["symbol"]) == ["FWD", "REV"]
+
+
+# Real genes and gene sets
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+REAL = Path(os.environ.get("CHROMATIN_SHARED_DATA", REAL))
+GENES = REAL / "ncbi_genes_grch38" / "genes_protein_coding_GRCh38_NCBI_2016-02.tsv.gz"
+TERMS = REAL / "go_bp_2021_gmt" / "GO_Biological_Process_2021.gmt.gz"
+CHROM_SIZES = REAL / "hg38_refseq_cpg_coords" / "hg38.chrom.sizes.txt"
+
+
+@pytest.fixture(scope="module")
+def human():
+    missing = [path.name for path in (GENES, TERMS, CHROM_SIZES) if not path.is_file()]
+    if missing:
+        pytest.skip(f"{missing} are not in {REAL}")
+    lines = CHROM_SIZES.read_text().split()
+    sizes = dict(zip(lines[::2], map(int, lines[1::2]), strict=True))
+    return ontology.read_genes(GENES), ontology.read_gmt(TERMS), sizes
+
+
+def test_regulatory_domains_of_human_genes_stop_at_the_immediate_neighbor(human):
+    genes, _, sizes = human
+    genes = genes[genes["chrom"].isin(["chr21", "chr22"])]
+    domains = ontology.regulatory_domains(genes, sizes)
+    rows = [
+        tuple(row) for row in domains[["symbol", "chrom", "start", "end"]].to_numpy()
+    ]
+    assert rows == domains_by_loop(genes, sizes)
+    assert len(rows) == 705
+    # Were any gene before or behind a limit, and not the immediate neighbor alone:
+    tss, forward = domains["tss"].to_numpy(), (domains["strand"] == "+").to_numpy()
+    basal_start = tss - np.where(forward, 5_000, 1_000)
+    basal_end = tss + np.where(forward, 1_000, 5_000)
+    n_other = 0
+    for i, row in domains.iterrows():
+        same = domains["chrom"].to_numpy() == row["chrom"]
+        before, behind = (np.arange(705) < i) & same, (np.arange(705) > i) & same
+        ends, starts = basal_end[before], basal_start[behind]
+        start = max(0, tss[i] - 1_000_000, *ends)
+        end = min(sizes[row["chrom"]], tss[i] + 1_000_000, *starts)
+        start, end = min(start, basal_start[i]), max(end, basal_end[i])
+        n_other += (start, end) != (row["start"], row["end"])
+    assert n_other == 85
+
+
+def test_enrichment_of_human_genes_tests_every_term_of_go(human):
+    genes, gene_sets, sizes = human
+    assert (len(gene_sets), len(set().union(*gene_sets.values()))) == (6036, 14937)
+    rng = np.random.default_rng(0)
+    chosen = genes.iloc[np.sort(rng.choice(len(genes), 4000, replace=False))]
+    regions = pd.DataFrame(
+        {
+            "chrom": chosen["chrom"].to_numpy(),
+            "start": chosen["tss"].to_numpy(),
+            "end": chosen["tss"].to_numpy() + 100,
+        }
+    )
+    term = "hemopoiesis (GO:0030097)"
+    membership = rng.random((3, 4000)) < 0.05
+    membership[0] |= chosen["symbol"].isin(gene_sets[term]).to_numpy()
+    table = ontology.enrichment(regions, membership, genes, gene_sets, sizes)
+    assert table.attrs["symbols_matched"] > 0.9
+    assert table.attrs["n_tests"] == 3 * table.attrs["n_terms"]
+    best = table.sort_values("log_p").iloc[0]
+    assert (best["feature"], best["term"]) == (0, term)
+    assert best["q_value"] < 1e-4
+    for row in table.iloc[:: len(table) // 50].itertuples():
+        expected = stats.binom.logsf(
+            row.region_hits - 1, row.n_regions, row.region_rate
+        )
+        assert row.region_log_p == pytest.approx(expected, abs=1e-6)
+        n = table.attrs["n_background_genes"]
+        expected = stats.hypergeom.logsf(
+            row.gene_hits - 1, n, row.term_genes, row.n_genes
+        )
+        assert row.gene_log_p == pytest.approx(expected, abs=1e-6)

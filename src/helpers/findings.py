@@ -329,7 +329,10 @@ def claim_table(
         ``lineage``, ``motif``, ``family``, ``planted`` (role of the factor in that
         lineage, empty if it has none or the data are real), ``context``,
         ``n_features`` called that differ most in this lineage, ``n_enriched``
-        (q < 0.05 for the family), ``n_top3``, ``best_rank``.
+        (q < 0.05 for the archetype), ``share`` enriched and ``elsewhere``, that of
+        called features of the same context that differ most in other lineages;
+        ``p_value`` of more here than elsewhere (Fisher, one-sided), ``n_top3``,
+        ``best_rank``.
 
     Raises
     ------
@@ -345,9 +348,16 @@ def claim_table(
             continue
         if name.upper() not in family:
             raise ValueError(f"no motif is named {name!r}, in any case")
+        mine = ranks[ranks["family"] == family[name.upper()]]
         for context in ("in_vivo", "in_vitro"):
-            here = (ranks["lineage"] == lineage) & (ranks["context"] == context)
-            found = ranks[here & (ranks["family"] == family[name.upper()])]
+            alike = mine[mine["context"] == context]
+            here = alike["lineage"] == lineage
+            enriched = alike["q_value"] < ALPHA
+            counts = [
+                [int((where & enriched).sum()), int((where & ~enriched).sum())]
+                for where in (here, ~here)
+            ]
+            found = alike[here]
             rows.append(
                 {
                     "lineage": lineage,
@@ -356,7 +366,10 @@ def claim_table(
                     "planted": _planted_role(study, name, lineage),
                     "context": context,
                     "n_features": len(found),
-                    "n_enriched": int((found["q_value"] < ALPHA).sum()),
+                    "n_enriched": counts[0][0],
+                    "share": enriched[here].mean(),
+                    "elsewhere": enriched[~here].mean(),
+                    "p_value": stats.fisher_exact(counts, alternative="greater")[1],
                     "n_top3": int((found["rank"] <= 3).sum()),
                     "best_rank": found["rank"].min() if len(found) else np.nan,
                 }

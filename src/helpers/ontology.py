@@ -196,7 +196,9 @@ def enrichment(
         natural. The q-values are Benjamini-Hochberg over all features times all terms
         tested, also those without a region (p = 1). ``attrs`` has symbols_matched (the
         share of symbols that gene table and gene sets have in common, of the smaller of
-        the two), n_terms, n_terms_filtered, n_background_genes and n_tests.
+        the two), n_terms, n_terms_filtered, n_background_genes, n_tests and
+        n_unreached, the regions in no gene's domain, which count as regions without
+        any term.
 
     Warns
     -----
@@ -208,8 +210,8 @@ def enrichment(
     Raises
     ------
     ValueError
-        If an argument is not as described, less than 5% of the symbols match, or no
-        term has the required size.
+        If an argument is not as described, regions lie on chromosomes without a size,
+        less than 5% of the symbols match, or no term has the required size.
 
     Notes
     -----
@@ -222,6 +224,12 @@ def enrichment(
         raise ValueError("gaps are used with background='genome' only")
     regions = check_regions(regions)
     membership = check_membership(membership, len(regions))
+    unknown = regions["chrom"][~regions["chrom"].isin(set(chrom_sizes))]
+    if len(unknown):
+        raise ValueError(
+            f"{len(unknown)} of {len(regions)} regions lie on chromosomes that "
+            f"chrom_sizes does not have: {', '.join(sorted(set(unknown))[:5])}"
+        )
     matched = _symbols_matched(genes, gene_sets)
     domains = regulatory_domains(genes, chrom_sizes)
     symbols = list(dict.fromkeys(domains["symbol"]))
@@ -260,6 +268,7 @@ def enrichment(
         "n_terms": len(tested),
         "n_terms_filtered": len(gene_sets) - len(tested),
         "n_background_genes": int(counted.sum()),
+        "n_unreached": int((np.asarray(region_genes.sum(axis=1)).ravel() == 0).sum()),
         "n_tests": int(membership.any(axis=1).sum()) * len(tested),
     }
     terms = np.array(list(gene_sets), dtype=object)[tested]

@@ -129,12 +129,13 @@ def group_dots(
         ax.scatter([], [], s=15 + 250 * x, c="0.6", label=f"{x:.0%}")
         for x in (0.1, 0.5, 1.0)
     ]
-    ax.figure.colorbar(dots, ax=ax, label="log2 fold (median)", shrink=0.5, pad=0.01)
+    bar = ax.inset_axes((1.05, 0.0, 0.025, 0.5))
+    ax.figure.colorbar(dots, cax=bar, label="log2 fold (median)")
     ax.legend(
         handles=handles,
         title="enriched",
         loc="upper left",
-        bbox_to_anchor=(1.18, 1),
+        bbox_to_anchor=(1.02, 1),
         labelspacing=1.2,
     )
     return ax
