@@ -16,6 +16,7 @@ from helpers._feature_regions import openness_of, region_codes
 from helpers._simulated_biology import biology
 from helpers.annotation import (
     LEVELS,
+    MIN_REGIONS,
     N_LEVELS,
     SETS,
     Annotation,
@@ -145,7 +146,9 @@ def learned_motifs(
     annotation : Annotation
         From `annotate`.
     archetypes : list of str
-        Families of motifs in the table of the annotation.
+        Families of motifs in the table of the annotation. Features with fewer than 20
+        regions, or regions without enough others to match, teach nothing and are
+        passed over.
 
     Returns
     -------
@@ -161,10 +164,12 @@ def learned_motifs(
     gc = motifs.gc_content(codes)
     called = annotation.features[annotation.features["set"] == "called"]
     tested = annotation.table.query("level == 'motif' and set == 'called'")
-    best = tested.sort_values("log_p", kind="stable").drop_duplicates("family")
-    best = best.set_index("family").reindex(archetypes).dropna(subset="log_p")
+    tested = tested.sort_values("log_p", kind="stable")
+    many = called.loc[called["regions"].map(len) >= MIN_REGIONS, KEY]
+    best = tested.merge(many, on=KEY).drop_duplicates("family").set_index("family")
     rows = []
-    for archetype, row in best.iterrows():
+    for archetype in (x for x in archetypes if x in best.index):
+        row = best.loc[archetype]
         at = (called["layer"] == row["layer"]) & (called["feature"] == row["feature"])
         feature = called[at].iloc[0]
         openness = openness_of(study, feature["biosample"])
@@ -175,6 +180,8 @@ def learned_motifs(
             np.tile(fires, (_N_CONTROLS, 1)), strata, random_state=study.seed
         )
         others = controls.any(axis=0) & ~fires
+        if others.sum() < MIN_REGIONS:
+            continue
         found = motifs.discover_motif(codes[fires], codes[others], name="learned")
         closest, similarity = motifs.closest_motif(
             found.motif, list(collection.values())

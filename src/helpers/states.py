@@ -381,7 +381,8 @@ def _shift_sd(membership: np.ndarray, is_state: np.ndarray) -> np.ndarray:
         block = slice(first, first + 256)
         # Single precision: three times as fast where the length has a large factor.
         spectrum = fft.rfft(membership[block].astype(np.float32))
-        variance[block] = np.abs(spectrum) ** 2 @ weighted
+        power = spectrum.real**2 + spectrum.imag**2
+        variance[block] = power @ weighted
     # Rounding leaves about 1e-10 where every shift gives the same count; one region in
     # one unit of a state already has 1 / n_units.
     return np.sqrt(np.where(variance > 1e-8, variance, np.nan))
