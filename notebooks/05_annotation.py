@@ -288,7 +288,7 @@ display(Markdown("\n".join(lines)))
 # A rank of 1 means that of all archetypes the planted one has the smallest p-value.
 # For processes the term planted near the factor's sites is looked up in the same way, beside its rank for the shifted twin of the feature.
 #
-# Most called features fire at no factor's sites in particular.
+# Many called features fire at no factor's sites in particular.
 # The model is told each biosample's motif activity, one vector for all tokens, and a feature that follows this vector differs between contexts everywhere.
 # Such a feature is a true difference without a place, so no test of places can name it.
 
@@ -407,9 +407,9 @@ assert all(path.name in hub for path in folder.glob("*.bw"))
 lines = []
 if len(recovered):
     lines.append(
-        f"- Most called features stay without a place: {1 - len(recovered) / len(called):.0%} "
-        "fire at no planted factor's sites in particular, and "
-        f"{1 - share['motif', 'called']:.0%} have no motif at q < 0.05."
+        f"- {1 - len(recovered) / len(called):.0%} of called features fire at no planted "
+        f"factor's sites in particular, and {1 - share['motif', 'called']:.0%} have no motif "
+        "at q < 0.05: they stay without a name."
     )
 lines.append(
     f"- {share['motif', 'called']:.0%} of called features are enriched for a motif archetype "
