@@ -35,6 +35,10 @@ def test_write_bigwig_joins_equal_neighbors_and_leaves_gaps_open(tmp_path):
     with pybigtools.open(str(path)) as reader:
         assert reader.chroms() == {"chr1": 1000, "chr2": 500}
     assert [p.name for p in tmp_path.iterdir()] == ["a.bw"]
+    behind = pd.DataFrame({"chrom": ["chr1", "chr2"], "start": [0, 9], "end": [9, 18]})
+    write_bigwig(path, behind, np.ones(2), SIZES)  # another chromosome is no neighbor
+    assert intervals(path, "chr1") == [(0, 9, 1)]
+    assert intervals(path, "chr2") == [(9, 18, 1)]
 
 
 @pytest.mark.parametrize(
