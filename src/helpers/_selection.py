@@ -1,4 +1,4 @@
-"""What the causal tests share: token classes, the features chosen, windows, streams.
+"""What the causal tests share: token classes, dictionaries, windows, streams.
 
 Features are chosen on ``select`` windows only. Arrays of tokens hold inner tokens, the
 ones the model predicts.
@@ -8,26 +8,41 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
-from helpers.activations import WindowSummary
+from helpers.activations import WindowSummary, summarize
 from helpers.cds import context_divergence
 from helpers.interventions import MatchedSets, matched_random_sets
 from helpers.masked import DIFFERENTIAL_FOLD
-from helpers.stages import Study, extract, score_context, summaries, train_saes
+from helpers.runs import code_digest
+from helpers.sae import BatchTopKSAE, train
+from helpers.stages import (
+    Study,
+    extract,
+    sae_config,
+    score_context,
+    summaries,
+    train_saes,
+)
 
 __all__ = [
     "CLASSES",
     "ContextFeatures",
+    "Dictionary",
     "batches",
     "blocks_of",
     "context_features",
+    "dictionaries",
     "held_out_features",
+    "lineage_features",
     "matched_sets",
+    "other_training",
     "read_streams",
     "spread_windows",
     "token_classes",
@@ -110,13 +125,31 @@ class ContextFeatures(NamedTuple):
     written_norm: np.ndarray
 
 
-def context_features(study: Study) -> dict[int, ContextFeatures]:
-    """Choose features of every block by the shared score of all lineages.
+class Dictionary(NamedTuple):
+    """A dictionary of a block, what its features do, and which were chosen.
 
-    Returns
-    -------
-    dict of int to ContextFeatures
-        Blocks in which nothing is significant are left out.
+    Attributes
+    ----------
+    layer : int
+        Block.
+    sae : BatchTopKSAE
+        The dictionary.
+    summary : WindowSummary
+        Mean activation and firing of its features on every window.
+    features : ContextFeatures
+        The features chosen.
+    """
+
+    layer: int
+    sae: BatchTopKSAE
+    summary: WindowSummary
+    features: ContextFeatures
+
+
+def dictionaries(study: Study) -> dict[int, Dictionary]:
+    """Return the dictionary of every block that has a feature to edit.
+
+    Features are chosen by the shared score of all lineages.
 
     Raises
     ------
@@ -124,17 +157,29 @@ def context_features(study: Study) -> dict[int, ContextFeatures]:
         If no block has a significant feature.
     """
     tables = dict(list(score_context(study).groupby("layer")))
-    chosen = _choose(study, tables, summaries(study))
-    if not chosen:
+    by_layer, saes = summaries(study), train_saes(study)
+    found = {}
+    for layer, table in tables.items():
+        features = _choose(study, table, by_layer[layer], saes[layer])
+        if features is not None:
+            found[layer] = Dictionary(layer, saes[layer], by_layer[layer], features)
+    if not found:
         raise ValueError(
             f"no block of {study.blocks} has both a feature with Bonferroni p <= "
             f"{ALPHA} and others to draw random sets from: there is nothing to edit"
         )
-    return chosen
+    return found
 
 
-def held_out_features(study: Study, lineage: str) -> dict[int, ContextFeatures]:
-    """Choose features by the other lineages alone, as `context_features` does.
+def context_features(study: Study) -> dict[int, ContextFeatures]:
+    """Return the features chosen in every block, as `dictionaries` does."""
+    return {layer: d.features for layer, d in dictionaries(study).items()}
+
+
+def held_out_features(
+    study: Study, lineage: str, known: dict[int, Dictionary]
+) -> dict[int, ContextFeatures]:
+    """Choose features by the other lineages alone, from the same dictionaries.
 
     Returns
     -------
@@ -144,47 +189,102 @@ def held_out_features(study: Study, lineage: str) -> dict[int, ContextFeatures]:
     kept = (study.design["lineage"] != lineage).to_numpy()
     if not kept.any():
         return {}
+    chosen = {}
+    for layer, of_block in known.items():
+        table = _score(study, of_block.summary, kept)
+        features = _choose(study, table, of_block.summary, of_block.sae)
+        if features is not None:
+            chosen[layer] = features
+    return chosen
+
+
+def lineage_features(table: pd.DataFrame, lineage: str, n: int) -> np.ndarray:
+    """Return the strongest features of a block that were called in one lineage only.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Scores of the block, from `helpers.stages.score_context`.
+    lineage : str
+        The lineage.
+    n : int
+        At most so many, by the absolute difference between its contexts.
+    """
+    own = table[(table["class"] == "lineage-only") & (table["lineages"] == lineage)]
+    order = own[f"delta_{lineage}"].abs().sort_values(ascending=False).index
+    return own.loc[order, "feature"].to_numpy()[:n]
+
+
+def other_training(study: Study, layer: int, seed: int) -> Dictionary:
+    """Train another dictionary of a block, and choose its features.
+
+    It differs from the study's own in the seed of its weights and batches alone.
+
+    Raises
+    ------
+    ValueError
+        If it has no significant feature.
+    """
+    store = extract(study)
+    config = replace(sae_config(study.model.config.d_model), random_state=seed)
+    recipe = {
+        "sae": asdict(config),
+        "layer": layer,
+        "activations": study.run.key("activations.zarr"),
+        "code": code_digest("sae"),
+    }
+
+    def build(partial: Path) -> None:
+        rows = store.rows(layer, splits=["select"]).rows
+        tune = store.rows(layer, splits=["tune"]).rows
+        sae, _ = train(rows, config, heldout=tune, device=study.device)
+        sae.save(partial)
+
+    path = study.run.artefact(f"sae_seeds/block{layer}_seed{seed}", recipe, build)
+    sae = BatchTopKSAE.load(path, device=study.device)
+    summary = summarize(store, layer, sae)
+    everyone = np.ones(len(study.design), dtype=bool)
+    table = _score(study, summary, everyone)
+    features = _choose(study, table, summary, sae)
+    if features is None:
+        raise ValueError(f"seed {seed}: no significant feature in block {layer}")
+    return Dictionary(layer, sae, summary, features)
+
+
+def _score(study: Study, summary: WindowSummary, kept: np.ndarray) -> pd.DataFrame:
+    """Score the features of a block on ``select`` windows of some biosamples."""
     windows = study.dataset.windows_of("select")
-    blocks = blocks_of(study, windows)
     design = study.design[kept].reset_index(drop=True)
-    by_layer, tables = summaries(study), {}
-    for layer, summary in by_layer.items():
-        acts = summary.mean_acts[kept][:, windows]
-        tables[layer] = context_divergence(acts, design, blocks).reset_index()
-    return _choose(study, tables, by_layer)
+    acts = summary.mean_acts[kept][:, windows]
+    return context_divergence(acts, design, blocks_of(study, windows)).reset_index()
 
 
 def _choose(
-    study: Study, tables: dict[int, pd.DataFrame], by_layer: dict[int, WindowSummary]
-) -> dict[int, ContextFeatures]:
-    """Choose the features of every block by its table of scores."""
-    saes = train_saes(study)
+    study: Study, table: pd.DataFrame, summary: WindowSummary, sae: BatchTopKSAE
+) -> ContextFeatures | None:
+    """Choose the features of a block by its table of scores, if there are any."""
     windows = study.dataset.windows_of("select")
-    chosen = {}
-    for layer, table in tables.items():
-        summary = by_layer[layer]
-        density = summary.firing[:, windows].mean(axis=(0, 1), dtype=np.float64)
-        size = summary.mean_acts[:, windows].mean(axis=(0, 1), dtype=np.float64)
-        length = saes[layer].decoder_directions.norm(dim=1).cpu().numpy()
-        passed = table[table["p_bonferroni"] <= ALPHA]
-        ranked = passed.sort_values("cds", key=np.abs, ascending=False)
-        significant = ranked["feature"].to_numpy()
-        firing = np.flatnonzero(density > 0)
-        for n in SIZES:
-            selected = significant[:n]
-            pools = {
-                "any other": np.setdiff1d(firing, selected),
-                "not significant": np.setdiff1d(firing, significant),
-            }
-            if not len(selected) or 2 * len(selected) > len(pools["any other"]):
-                continue
-            pools = {k: v for k, v in pools.items() if len(v) >= 2 * len(selected)}
-            chosen[layer] = ContextFeatures(
-                selected, significant, pools, density, size * length
-            )
-            match = matched_sets(chosen[layer], "any other", _N_TRIED, study.seed)
-            if min(match.density_p, match.norm_p) >= _MATCHED_P:
-                break
+    density = summary.firing[:, windows].mean(axis=(0, 1), dtype=np.float64)
+    size = summary.mean_acts[:, windows].mean(axis=(0, 1), dtype=np.float64)
+    length = sae.decoder_directions.norm(dim=1).cpu().numpy()
+    passed = table[table["p_bonferroni"] <= ALPHA]
+    ranked = passed.sort_values("cds", key=np.abs, ascending=False)
+    significant = ranked["feature"].to_numpy()
+    firing = np.flatnonzero(density > 0)
+    chosen = None
+    for n in SIZES:
+        selected = significant[:n]
+        pools = {
+            "any other": np.setdiff1d(firing, selected),
+            "not significant": np.setdiff1d(firing, significant),
+        }
+        if not len(selected) or 2 * len(selected) > len(pools["any other"]):
+            continue
+        pools = {k: v for k, v in pools.items() if len(v) >= 2 * len(selected)}
+        chosen = ContextFeatures(selected, significant, pools, density, size * length)
+        match = matched_sets(chosen, "any other", _N_TRIED, study.seed)
+        if min(match.density_p, match.norm_p) >= _MATCHED_P:
+            break
     return chosen
 
 

@@ -9,16 +9,19 @@ would mix the SAE's own damage into the effect.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import nn
 
+from helpers._matched_sets import (
+    MatchedSets,
+    matched_random_sets,
+    written_norm,
+)
 from helpers.blockstats import BlockBootstrap, block_bootstrap
 from helpers.outcomes import (
     EffectSize,
@@ -29,7 +32,7 @@ from helpers.outcomes import (
     gap_terms,
     output_rescale,
 )
-from helpers.probe import restart
+from helpers.probe import edited, restart
 
 __all__ = [
     "BlockBootstrap",
@@ -42,6 +45,7 @@ __all__ = [
     "ablation_deltas",
     "block_bootstrap",
     "diff_mean",
+    "edit_blocks",
     "effect_size",
     "effects",
     "gap_closed",
@@ -54,7 +58,6 @@ __all__ = [
 ]
 
 VALUES = ("zero", "mean", "resample")
-_KS_LIMIT = 0.1  # a matched control whose p is below this is not matched
 
 
 class SAE(Protocol):
@@ -347,122 +350,38 @@ def effects(
     return Effects(baseline, torch.stack(edited), torch.cat(norms))
 
 
-class MatchedSets(NamedTuple):
-    """Random feature sets that look like the selected one.
-
-    Attributes
-    ----------
-    sets : numpy.ndarray, shape (n_sets, n_selected)
-        Feature indices; column j holds the partners of the j-th selected feature.
-    widened : float
-        Largest distance between a feature and a partner, in deciles of the alive
-        features (of density or of written norm, whichever is larger).
-    density_p, norm_p : float
-        Kolmogorov-Smirnov p of selected against random features; small means that the
-        match failed.
-    """
-
-    sets: np.ndarray
-    widened: float
-    density_p: float
-    norm_p: float
-
-
 @torch.no_grad()
-def written_norm(feature_acts: torch.Tensor, sae: SAE) -> torch.Tensor:
-    """Return the mean length each feature writes, E|z_j| ||W_j||, from (..., d_sae)."""
-    size = feature_acts.abs().flatten(0, -2).mean(dim=0)
-    return size * sae.decoder_directions.norm(dim=1)
+def edit_blocks(
+    model: nn.Module,
+    x: torch.Tensor,
+    edits: Mapping[int, Callable[[torch.Tensor], torch.Tensor]],
+) -> torch.Tensor:
+    """Predict with the streams of several blocks edited, restarted at the first.
 
-
-def matched_random_sets(
-    selected: Sequence[int] | np.ndarray,
-    candidates: Sequence[int] | np.ndarray,
-    density: np.ndarray,
-    written_norm: np.ndarray,
-    *,
-    n_sets: int = 199,
-    n_neighbors: int = 10,
-    random_state: int | np.random.Generator = 0,
-) -> MatchedSets:
-    """Draw random feature sets matched on firing density and on written norm.
-
-    Each selected feature gets a partner from its nearest free candidates, without
-    replacement within a set. Nearness is the larger difference of the two percentiles
-    among alive features: bins of fixed width would fail in the top decile, where
-    context features gather.
+    Each edit sees what the edits before it left, as in one forward pass.
 
     Parameters
     ----------
-    selected : sequence of int
-        The features whose effect is asked about; never drawn.
-    candidates : sequence of int
-        Alive, non-significant features of the same layer.
-    density, written_norm : numpy.ndarray, shape (d_sae,)
-        Share of tokens in which each feature fires, and the length it writes. Features
-        of density 0 are dead.
-    n_sets : int, default 199
-        Number of sets; p-values cannot go below 1 / (n_sets + 1).
-    n_neighbors : int, default 10
-        Candidates to choose from for each partner: more make the sets less alike, fewer
-        match better.
-    random_state : int or numpy.random.Generator, default 0
-        Source of the draws.
+    model : torch.nn.Module
+        EpiBERT, or any model `probe.restart` can start midway.
+    x : torch.Tensor, shape (batch, tokens, d)
+        Stream captured after the first block edited.
+    edits : mapping of int to callable
+        Per block a function of its stream, such as `ablate` or `steer`.
 
     Returns
     -------
-    MatchedSets
-        A warning is issued if a partner is more than one decile away or a property
-        differs (Kolmogorov-Smirnov p < 0.1).
+    torch.Tensor
+        Output of the model.
 
     Raises
     ------
     ValueError
-        If a feature does not exist or is dead, `selected` is empty or the candidates
-        are fewer than the selected.
+        If there is no edit, or a block does not exist.
     """
-    rng = np.random.default_rng(random_state)
-    density, written_norm = np.asarray(density), np.asarray(written_norm)
-    selected = np.asarray(selected, dtype=int)
-    pool = np.setdiff1d(np.asarray(candidates, dtype=int), selected)
-    if len(selected) == 0 or len(pool) < len(selected):
-        raise ValueError(
-            "no matched random set exists: it needs a selection and as many candidates "
-            f"beside it; got {len(selected)} selected and {len(pool)} candidates"
-        )
-    alive = np.flatnonzero(density > 0)
-    unknown = np.setdiff1d(np.concatenate([selected, pool]), alive)
-    if len(unknown) or len(np.unique(selected)) < len(selected):
-        raise ValueError(
-            "selected and candidates must be distinct alive features, 0 … "
-            f"{len(density) - 1}; got dead or foreign {unknown[:5].tolist()} or repeats"
-        )
-    percentile = np.zeros((len(density), 2))
-    for column, x in enumerate((density, written_norm)):
-        percentile[alive, column] = stats.rankdata(x[alive]) / len(alive)
-    # The larger difference of the two percentiles, (n_selected, n_pool)
-    distance = np.abs(percentile[selected][:, None] - percentile[pool]).max(axis=2)
-    # Others can take at most n_selected - 1 of the nearest before a feature's turn.
-    reach = min(n_neighbors + len(selected) - 1, len(pool))
-    nearest = np.argsort(distance, axis=1, kind="stable")[:, :reach]
-
-    partners = np.empty((n_sets, len(selected)), dtype=int)
-    for row in partners:
-        free = np.ones(len(pool), dtype=bool)
-        for j in rng.permutation(len(selected)):
-            near = nearest[j][free[nearest[j]]][:n_neighbors]
-            row[j] = near[rng.integers(len(near))]
-            free[row[j]] = False
-    sets = pool[partners]
-    widened = 10 * float(distance[np.arange(len(selected)), partners].max())
-    density_p, norm_p = (
-        float(stats.ks_2samp(x[selected], x[sets].ravel()).pvalue)
-        for x in (density, written_norm)
-    )
-    if widened > 1 or min(density_p, norm_p) < _KS_LIMIT:
-        warnings.warn(
-            f"random sets are loosely matched: up to {widened:.1f} deciles away, "
-            f"Kolmogorov-Smirnov p = {density_p:.2g} (density), {norm_p:.2g} (norm)",
-            stacklevel=2,
-        )
-    return MatchedSets(sets, widened, density_p, norm_p)
+    if not edits:
+        raise ValueError("edits must name at least one block; got none")
+    first = min(edits)
+    later = {block: edit for block, edit in edits.items() if block != first}
+    with edited(model, later):
+        return restart(model, edits[first](x), first)

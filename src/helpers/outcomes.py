@@ -19,7 +19,10 @@ __all__ = [
     "gap_closed",
     "gap_terms",
     "output_rescale",
+    "poisson_loss",
 ]
+
+_LOG_FLOOR = 1e-7  # inside the logarithm of the loss, as in training
 
 
 class GapClosed(NamedTuple):
@@ -147,6 +150,17 @@ def _correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
     y = y - np.average(y, weights=weights)
     scale = np.sqrt(_dot(x, x, weights) * _dot(y, y, weights))
     return _dot(x, y, weights) / scale if scale > 0 else np.nan
+
+
+def poisson_loss(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Return the Poisson loss of every value, as in the training of the model.
+
+    Parameters
+    ----------
+    predicted, measured : array
+        Counts, of shapes that broadcast; up to a constant of the measured values.
+    """
+    return predicted - measured * np.log(predicted + _LOG_FLOOR)
 
 
 class OutputRescale(NamedTuple):
