@@ -34,7 +34,7 @@ __all__ = [
     "context_readout",
 ]
 
-N_WINDOWS = 24  # of the test split, spread over its genomic blocks
+N_WINDOWS = 16  # of the test split, spread over its genomic blocks
 # Random sets per value and control; zero, and features that differ in more than their
 # significance, are the second look.
 N_RANDOM = {

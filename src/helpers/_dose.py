@@ -29,7 +29,7 @@ from helpers.stages import Study, score_context
 
 __all__ = ["dose_response", "lineage_matrix", "single_features"]
 
-N_WINDOWS = 24
+N_WINDOWS = 16
 SET_SIZES = (1, 2, 5, 10, 20, 50)  # and all significant features
 STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # lambda
 N_LINEAGE = 20  # features of a lineage at most

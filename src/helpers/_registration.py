@@ -2,8 +2,8 @@
 
 A registration is a file of the run folder: endpoint, chosen blocks and doses, features,
 splits and random sets, with a time stamp and a digest. Readers of the test split ask
-for it by `registered_windows`; it refuses if the file is absent, damaged or says something
-else than the run would do now.
+for it by `registered_windows`; it refuses if the file is absent, damaged or says
+something else than the run would do now.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ N_SEEDS = 3
 N_RANDOM = 199
 METHODS = ("SAE", "SAE, all significant", "SAE, output-filtered", RANDOM_TUNED)
 _DIRECTION = "vitro-to-vivo"
-_SIZES = {"steering": 48, "ablation": 24}  # test windows
+_SIZES = {"steering": 48, "ablation": 16}  # test windows
 _CODE = ("_seeds", "interventions", "outcomes", "blockstats", "cds", "sae")
 
 
@@ -264,7 +264,7 @@ def seed_spread(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     """
     terms = {
         method: [
-            rows.pivot(index="training", columns="window", values=name).to_numpy()
+            rows.pivot_table(name, "training", "window").to_numpy()
             for name in ("remaining", "gap")
         ]
         for method, rows in table.groupby("method", sort=False)

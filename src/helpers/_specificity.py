@@ -1,4 +1,4 @@
-"""Zero the features of a planted factor: does the prediction fall at its sites only?
+"""Zero the features of a planted factor: the prediction should fall at its sites.
 
 The features of a factor are chosen on ``tune`` windows, the effect is measured on
 ``test``. A site is a token in a peak with the factor's motif, in a biosample where the

@@ -36,8 +36,8 @@ __all__ = [
 ]
 
 RANDOM_TUNED = "random features, tuned"
-DOSES = (-1.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # -1: backwards, a control
-N_TUNE = 16  # windows
+DOSES = (-1.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # -1: backwards, a control
+N_TUNE = 32  # windows
 N_TUNED = 10  # random directions whose dose is tuned
 _CODE = ("_sweep", "interventions", "outcomes", "blockstats", "cds")
 

@@ -4,17 +4,43 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from helpers.figures.style import COLORS, PAIR_MARKERS, new_axes
+from helpers.figures.style import (
+    COLORS,
+    PAIR_MARKERS,
+    SEQUENTIAL,
+    SIGNED,
+    new_axes,
+)
 
-__all__ = ["ablation_effects", "doses", "grouped", "methods", "specificity"]
+__all__ = [
+    "ablation_effects",
+    "block_heatmap",
+    "dose_response",
+    "doses",
+    "grouped",
+    "lineage_heatmap",
+    "methods",
+    "single_features",
+    "specificity",
+    "trainings",
+]
 
 _KINDS = {
     "SAE": "sae",
-    "clamp": "sae",
+    "clamp": "ceiling",
     "DiffMean": "baseline",
+    "first": "baseline",
+    "LDA": "baseline",
+    "affine": "baseline",
     "output": "baseline",
+    "class": "ceiling",
+    "motif": "ceiling",
+    "track": "ceiling",
+    "planted": "ceiling",
+    "reconstruction": "ceiling",
     "random": "control",
     "nothing": "control",
     "full": "ceiling",
@@ -22,7 +48,9 @@ _KINDS = {
 _LINES = {
     "SAE": "-",
     "SAE, all significant": "--",
+    "SAE, output-filtered": (0, (1, 1)),
     "DiffMean": "-.",
+    "affine map": (0, (5, 1, 1, 1, 1, 1)),
     "random features, tuned": ":",
 }
 _LOWEST = -1.0  # of a GC2 axis: below, a method is just wrong
@@ -207,6 +235,188 @@ def grouped(
     ax.set_ylim(max(bottom, _LOWEST), top)
     ax.set_xticks(range(len(groups)), groups)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    return ax
+
+
+def block_heatmap(
+    table: pd.DataFrame, value: str, ax: Axes | None = None, *, label: str = ""
+) -> Axes:
+    """Plot a value of every block and outcome, averaged over lineages.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Rows of `helpers.causal.ablation` of one value and control.
+    value : str
+        Column to show; the color is centered at 0.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw.
+    label : str
+        Of the color bar.
+    """
+    ax = new_axes(ax, 6.5, 3.2)
+    named = table.assign(
+        column=table["direction"].str.replace("-to-", " to ") + "\n" + table["outcome"]
+    )
+    order = list(dict.fromkeys(named["column"]))
+    wide = named.pivot_table(value, "layer", "column")[order]
+    beaten = named.assign(hit=named["p"] <= 0.05)
+    hits = beaten.pivot_table("hit", "layer", "column", aggfunc="sum")[order]
+    limit = float(np.nanmax(np.abs(wide.to_numpy())))
+    image = ax.imshow(wide, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto")
+    for (row, column), shown in np.ndenumerate(wide.to_numpy()):
+        text = f"{shown:+.2f}\n({hits.to_numpy()[row, column]:.0f})"
+        dark = abs(shown) > 0.6 * limit
+        ax.text(
+            column,
+            row,
+            text,
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="white" if dark else "black",
+        )
+    ax.set_xticks(range(len(order)), order, fontsize=8)
+    ax.set_yticks(range(len(wide)), wide.index)
+    ax.set_ylabel("block")
+    ax.figure.colorbar(image, ax=ax, label=label)
+    return ax
+
+
+def dose_response(
+    table: pd.DataFrame, by: str, outcome: str, ax: Axes | None = None
+) -> Axes:
+    """Plot effects against the number of features or the strength, block by block.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Table of `helpers.causal.dose_response`.
+    by : {"n_features", "strength"}
+        What grows.
+    outcome : str
+        Class of token.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw.
+    """
+    ax = new_axes(ax)
+    rows = table[table["outcome"] == outcome]
+    if by == "n_features":
+        rows = rows[rows["strength"] == 1]
+    else:
+        most = rows[rows["strength"] != 1].groupby("layer")["n_features"].first()
+        rows = rows[rows["n_features"] == rows["layer"].map(most)]
+    for k, (layer, of_block) in enumerate(rows.groupby("layer")):
+        mean = of_block.groupby(by)[["effect", "low", "high"]].mean()
+        color = colormaps[SEQUENTIAL](k / max(1, rows["layer"].nunique() - 1))
+        ax.errorbar(
+            mean.index,
+            mean["effect"],
+            _bars(mean, "effect"),
+            fmt=f"{PAIR_MARKERS[k % len(PAIR_MARKERS)]}-",
+            ms=5,
+            color=color,
+            label=f"block {layer}",
+        )
+    ax.axhline(0, color="0.8", lw=1, zorder=0)
+    if by == "n_features":
+        ax.set_xscale("log")
+        ax.set_xlabel("features ablated, strongest first (last: all significant)")
+    else:
+        ax.set_xlabel(r"strength $\lambda$ (1: the other context's activations)")
+    ax.set_ylabel("change of mean log1p prediction")
+    ax.legend(fontsize=8)
+    return ax
+
+
+def single_features(
+    table: pd.DataFrame, layer: int, ax: Axes | None = None, *, n_named: int = 5
+) -> Axes:
+    """Plot the effect of every selected feature alone against its rank by CDS.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Rows of `helpers.causal.single_features` of one outcome.
+    layer : int
+        Block.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw.
+    n_named : int
+        Features named, those of the largest mean effect over lineages.
+    """
+    ax = new_axes(ax)
+    rows = table[table["layer"] == layer]
+    for k, (lineage, of) in enumerate(rows.groupby("lineage")):
+        marker = PAIR_MARKERS[k % len(PAIR_MARKERS)]
+        ax.plot(of["rank"], of["effect"], marker, ms=4, alpha=0.8, label=lineage)
+    mean = rows.groupby(["feature", "rank"])["effect"].mean().reset_index()
+    strongest = mean.reindex(mean["effect"].abs().sort_values().index[-n_named:])
+    for _, row in strongest.iterrows():
+        ax.annotate(
+            f"{row['feature']:.0f}",
+            (row["rank"], row["effect"]),
+            xytext=(6, 0),
+            textcoords="offset points",
+            fontsize=8,
+            va="center",
+        )
+    ax.axhline(0, color="0.8", lw=1, zorder=0)
+    ax.set_xlabel("rank by absolute CDS (numbers name features)")
+    ax.set_ylabel("change of mean log1p prediction")
+    ax.set_title(f"block {layer}")
+    ax.legend(fontsize=8)
+    return ax
+
+
+def lineage_heatmap(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Plot what features of one lineage do in every lineage.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Rows of `helpers.causal.lineage_matrix` of one layer and outcome.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw.
+    """
+    ax = new_axes(ax, 4.2, 3.4)
+    wide = table.pivot_table("effect", "features", "lineage")
+    limit = max(float(np.abs(wide.to_numpy()).max()), 1e-6)
+    image = ax.imshow(wide, cmap=SIGNED, vmin=-limit, vmax=limit)
+    for (row, column), shown in np.ndenumerate(wide.to_numpy()):
+        color = "white" if abs(shown) > 0.6 * limit else "black"
+        ax.text(column, row, f"{shown:+.3f}", ha="center", va="center", color=color)
+    counts = table.groupby("features")["n_features"].first()
+    ax.set_xticks(range(wide.shape[1]), wide.columns)
+    ax.set_yticks(range(len(wide)), [f"{x} ({counts[x]})" for x in wide.index])
+    ax.set_xlabel("lineage whose input is edited")
+    ax.set_ylabel("features of (how many)")
+    ax.figure.colorbar(image, ax=ax, label="change of log1p prediction")
+    return ax
+
+
+def trainings(spread: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Plot a number of every training, and its mean with both sources of variation.
+
+    Parameters
+    ----------
+    spread : pandas.DataFrame
+        Table of `helpers.causal.seed_spread`.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw.
+    """
+    ax = new_axes(ax, 6.0, 2.8)
+    for y, (_, row) in enumerate(spread.iterrows()):
+        color = _color(row["method"].removeprefix("SAE - "))
+        each = [float(v) / 100 for v in row["of_trainings"].split(",")]
+        ax.plot(each, [y + 0.2] * len(each), "|", ms=9, color=color)
+        bar = [[row["estimate"] - row["low"]], [row["high"] - row["estimate"]]]
+        ax.errorbar(row["estimate"], y, xerr=bar, fmt="o", ms=5, color=color)
+    ax.axvline(0, color="0.6", lw=1, zorder=0)
+    ax.set_yticks(range(len(spread)), spread["method"])
+    ax.tick_params(axis="y", length=0)
+    ax.invert_yaxis()
+    ax.set_xlabel("GC$_2$ (ticks: one training each)")
     return ax
 
 
