@@ -4,17 +4,17 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/chromatin-context/blob/main/notebooks/04_causal.ipynb)
 #
 # A feature can differ between a cell line and a tissue without the prediction depending on it: does the model use the features that page 03 called?
-# This page edits them, compares the result with edits that look alike and with methods that know nothing of features, and hands on both tables.
+# This page edits them, compares the result with edits that look alike and with methods that know nothing of features, and hands on the tables.
 #
 # **Objectives**
 #
-# - Give context features the activations of the other context and measure what the prediction does.
-# - Tell *causal* from *big* by random feature sets that fire as often and write as much.
-# - Steer one context towards the other and say which share of the gap is closed, beside baselines that must be beaten.
+# - Write down what will be reported before a test chromosome is read.
+# - Steer one context towards the other and say which share of the gap is closed, beside baselines that must be beaten and over several trainings of the dictionary.
+# - Tell *causal* from *big*: random feature sets that fire as often and write as much, effects per norm, dose-response.
 # - Check edits against planted truth, where there is one.
 #
 # **Needs** `activations.zarr`, `sae/block<i>/`, `cds.parquet` (made if absent).
-# **Produces** `ablation.parquet`, `ablation_random.parquet`, `steering_sweep.parquet`, `steering.parquet`, `factor_specificity.parquet` (simulated data).
+# **Produces** `causal_registration.json`, `steering_sweep.parquet`, `steering.parquet`, `seeds_steering.parquet`, `seeds_ablation.parquet`, `ablation.parquet`, `dose_response.parquet`, `single_features.parquet`, `lineage_matrix.parquet`, `factor_specificity.parquet` (simulated data).
 
 # %% tags=["hide-input"]
 import importlib.util
@@ -44,10 +44,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Markdown, display
+from IPython.display import HTML, Markdown, display
+from scipy.stats import spearmanr
 
 from helpers import causal, figures, interventions, probe, stages
 from helpers.figures import causal as figures_causal
+from helpers.figures import dose_slider
 
 figures.set_style()
 study = stages.open_study(
@@ -64,23 +66,253 @@ print(f"run {run} | data {data} | seed {seed} | device {device}")
 print(f"blocks {study.blocks} | model {study.model_hash}")
 print(study.description)
 
+
+def rows_of(table: pd.DataFrame, **values: str) -> pd.DataFrame:
+    """Keep the rows with these values."""
+    keep = [table[column] == value for column, value in values.items()]
+    return table[np.logical_and.reduce(keep)]
+
+
 # %% [markdown]
-# ## What is edited, and where it is looked at
+# ## What will be reported
 #
-# Let $x$ be the stream of a token after a block, $z_j$ the activation of feature $j$ and $w_j$ the direction it writes.
+# Features are chosen on `select` chromosomes, blocks and doses on `tune` chromosomes, and every effect is measured on `test` chromosomes.
+# The choice on `tune` is printed whole: every method, at every block, by every dose $\alpha$.
+# Look for a maximum inside the range, for what the dose $-1$ does (backwards should not help), and for how a random direction behaves.
+#
+# Steering edits the stream $x$ of every token after one block, $x' = x + \alpha\,\delta(x)$, and the model restarts from there.
+# For features of the dictionary $\delta = \sum_{j \in S} (\bar z^{\,t}_j - \bar z^{\,b}_j)\, w_j$, with mean activations $\bar z$ of the base and the target context and the direction $w_j$ that feature $j$ writes.
+# With all features in $S$ this is DiffMean, the difference of the mean streams {cite}`rimsky2024steering`, up to what the dictionary loses.
+
+# %% tags=["remove-stderr"]
+sweep = causal.steering_sweep(study)
+plan = causal.register(study)
+directions = list(dict.fromkeys(sweep["direction"]))
+
+# %% mystnb={"figure": {"caption": "Share of the gap closed on tune chromosomes against the dose, each method at its best block; circles mark the dose that is used on test chromosomes. Random features are scaled to the length of the SAE direction.", "name": "fig-doses"}, "image": {"alt": "Two line plots, one per direction, of GC2 against dose for directions made of features, DiffMean, the affine map and random features."}}
+figure, axes = plt.subplots(1, len(directions), figsize=(11, 4.0), squeeze=False)
+for ax, direction in zip(axes[0], directions, strict=True):
+    figures_causal.doses(sweep, direction, ax)
+figures.panel_labels(axes[0])
+plt.show()
+
+# %%
+sums = sweep.groupby(["direction", "method", "layer", "alpha"])[["remaining", "gap"]]
+closed = 1 - sums.sum()["remaining"] / sums.sum()["gap"]
+closed.rename("gc2").reset_index().pivot_table(
+    "gc2", ["direction", "method", "layer"], "alpha"
+).round(2)
+
+# %% [markdown]
+# The endpoint is written into the run folder before the test split is read, with a time stamp and a digest.
+# Functions that read test windows refuse to work if that file is absent, was altered, or says something else than the run would do now.
+# A plan that replaces another keeps a trace of it.
+
+# %%
+endpoint = plan["plan"]["endpoint"]
+print(f"written {plan['written']} | digest {plan['digest']}")
+for name, value in endpoint.items():
+    print(f"{name}: {value}")
+for method, by_direction in plan["plan"]["block_and_dose"].items():
+    layer, alpha = by_direction[endpoint["direction"]]
+    edge = " (the largest tried)" if alpha == sweep["alpha"].max() else ""
+    print(f"  {method}: block {layer}, dose {alpha:g}{edge}")
+for old in plan["superseded"]:
+    print(f"replaces {old}")
+for split, of_split in plan["plan"]["windows"].items():
+    print(
+        f"{split}: {of_split['n']} windows, {len(of_split['chromosomes'])} chromosomes"
+    )
+
+# %% [markdown]
+# ## Steering: what the features do not beat
+#
+# The base $y_b$ is the prediction from one context's input, the target $y_t$ that from the other's, $y_s$ the steered one.
+# With $g = y_t - y_b$ and $v = y_s - y_b$ on the $\log(1 + y)$ scale,
+#
+# $$\mathrm{GC}_2 = 1 - \frac{\sum \lVert y_s - y_t \rVert^2}{\sum \lVert g \rVert^2} = 2p - p^2 - q^2,$$
+#
+# where $p = \langle v, g\rangle / \lVert g \rVert^2$ is progress along the gap and $q$, leakage, the length moved beside it.
+# $\mathrm{GC}_2$ rewards shrinking: two noisy predictions come closer when one of them is merely flattened.
+# So an **output rescale**, a straight line through the two predictions without any look inside, must be beaten, and the share of missing correlation gained, $\mathrm{GC}_{\mathrm{corr}}$, to which a line is blind, stands beside it.
+#
+# To beat a method, the interval of the difference must lie above 0; to beat a random one, at most one draw in twenty may reach the SAE direction, because the mean of good and bad draws is beaten easily.
+
+# %% tags=["remove-stderr"]
+steering = causal.steering(study)
+pooled = rows_of(steering, lineage="pooled", tokens="all")
+
+# %% tags=["hide-input"]
+rivals = ["output rescale", "DiffMean", "affine map", "first PC", "LDA"]
+controls = ["random features", "random features, tuned", "random direction"]
+controls += ["DiffMean, labels shuffled"]
+lost, won = [], []
+for _, row in pooled[pooled["method"].isin([*rivals, *controls])].iterrows():
+    sae = rows_of(pooled, direction=row["direction"], method="SAE").iloc[0]
+    text = (
+        f"{row['direction']}: SAE closes {sae['gc2']:.1%}, {row['method']} {row['gc2']:.1%} "
+        f"(difference {row['difference']:+.1%}, "
+        f"{row['difference_low']:+.1%} to {row['difference_high']:+.1%})"
+    )
+    beaten = row["difference_low"] > 0
+    if row["n_draws"] > 1:
+        text += f"; random draws at least as good: p = {row['p_random']:.2f}"
+        beaten &= row["p_random"] <= 0.05
+    (won if beaten else lost).append(text)
+lines = ["**Not beaten by the SAE direction:**", ""]
+lines += [f"- {text}" for text in lost] or ["- none"]
+lines += ["", "**Beaten:**", ""] + ([f"- {text}" for text in won] or ["- none"])
+display(Markdown("\n".join(lines)))
+
+# %% [markdown]
+# These intervals resample genomic blocks.
+# They do not know that another seed of the dictionary would have found other features.
+# So the block of the endpoint gets further dictionaries that differ in their seed alone, each with its own features, its own dose from `tune`, and its own random sets.
+# The interval of the mean then adds the variance between trainings to that between genomic blocks; with few trainings it is wide, and should be.
+
+# %% tags=["remove-stderr"]
+of_trainings, ablation_of_trainings = causal.headline_over_seeds(study)
+spread = causal.seed_spread(of_trainings, study.seed)
+spread.set_index("method").round(3)
+
+# %% mystnb={"figure": {"caption": "Share of the gap closed, in vitro to in vivo, on test chromosomes by trainings of the dictionary that differ in their seed. Ticks are trainings, dots their mean, bars 95 % intervals that hold the variation between trainings and between genomic blocks.", "name": "fig-trainings"}, "image": {"alt": "Dot plot with one line per method; ticks for every training and a dot with a wide horizontal interval for their mean."}}
+figures_causal.trainings(spread)
+plt.show()
+
+# %% tags=["hide-input"]
+by_name = spread.set_index("method")
+mean = by_name.loc["SAE"]
+hits = ablation_of_trainings.assign(
+    hit=(ablation_of_trainings["p"] <= 0.05)
+    & (ablation_of_trainings["effect"].abs() > ablation_of_trainings["random"].abs())
+)
+of_training = hits.groupby("training")["hit"].agg(["sum", "size"])
+display(
+    Markdown(
+        f"Over {mean['n_trainings']:.0f} trainings the SAE direction closes "
+        f"**{mean['estimate']:.1%}** of the gap (95 % {mean['low']:.1%} to "
+        f"{mean['high']:.1%}; trainings: {mean['of_trainings']} %). "
+        f"The standard deviation between trainings is {100 * mean['between']:.1f} points, "
+        f"the standard error by genomic blocks {100 * mean['within']:.1f}. "
+        "The main ablation beats matched random sets in "
+        + ", ".join(f"{r['sum']} of {r['size']}" for _, r in of_training.iterrows())
+        + " lineages, training by training."
+    )
+)
+
+# %% [markdown]
+# All methods on `test` chromosomes, with the two ends of the scale: nothing is 0 and the full patch 1.
+# Black rows are ceilings and oracles, which use what no method could know.
+# The *class shift* knows the class of every token from both measured tracks; a *swap* feeds the model one input of the other context; `clamp` gives features the activations of the target run token by token.
+# *Planted signal* is a linear fit on the simulator's expected signals without count noise: how much of the gap can be known at all.
+# *Reconstruction* is the dictionary's own damage.
+
+# %% mystnb={"figure": {"caption": "Share of the squared gap closed (left) and of the missing correlation gained (right) by every method, in vitro to in vivo, lineages pooled, test chromosomes. Bars are 95 % intervals from genomic blocks that all methods share; green uses features, pink is a baseline, gray a control, black a ceiling or an oracle.", "name": "fig-methods"}, "image": {"alt": "Two dot plots with horizontal intervals, one line per steering method, of GC2 and of the correlation version, from nothing at zero to the full patch at one."}}
+onward = rows_of(pooled, direction="vitro-to-vivo")
+figure, axes = plt.subplots(1, 2, figsize=(10.5, 6.4), sharey=True)
+figures_causal.methods(onward, axes[0])
+axes[0].set_xlabel("GC$_2$")
+interval = ("gc_corr_low", "gc_corr_high")
+figures_causal.methods(onward, axes[1], value="gc_corr", interval=interval)
+axes[1].set_xlabel("GC$_{corr}$")
+figures.panel_labels(axes)
+plt.show()
+
+# %% [markdown]
+# The same numbers, and others: `gc_norm` counts lengths instead of squares, `gc2_data` and `gc_loss` ask about the *measured* track of the target (squared, and in Poisson loss, where 1 is the prediction from the target's own input), `collateral` is the root mean square change at invariant over that at differential tokens.
+
+# %%
+columns = ["layer", "alpha", "gc2", "low", "high", "progress", "leakage"]
+columns += ["gc_norm", "gc_corr", "gc2_data", "gc_loss", "collateral"]
+method_table = onward.set_index("method")[columns].astype({"layer": "object"})
+method_table.round(3)
+
+# %%
+backward = rows_of(pooled, direction="vivo-to-vitro").set_index("method")
+backward[columns].round(3)
+
+# %% [markdown]
+# A ratio to random means something only where random itself closes part of the gap; elsewhere it is left empty and the difference has to do.
+
+# %%
+ratios = pooled[pooled["method"].isin(controls)].set_index(["direction", "method"])
+columns = ["difference", "difference_low", "difference_high"]
+columns += ["ratio", "ratio_low", "ratio_high", "p_random", "n_draws"]
+ratios[columns].round(3)
+
+# %% [markdown]
+# Where is the gap closed?
+# A direction that knows the context raises the prediction at `vivo-up` tokens and lowers it at `vitro-up` tokens; one that only flattens wins at one class and loses at the other.
+# Lineages are shown apart, with the direction made from the *other* lineages: the only test of a shared axis that three pairs allow.
+
+# %% mystnb={"figure": {"caption": "Progress along the gap by class of token, lineages pooled (left), and share of the gap closed by lineage, with directions made without that lineage as open markers (right). In vitro to in vivo, test chromosomes; bars are 95 % intervals.", "name": "fig-where"}, "image": {"alt": "Left, markers of progress for five methods at all, vivo-up and vitro-up tokens; right, markers of GC2 with intervals for each lineage, including directions from the other lineages."}}
+figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
+of_direction = rows_of(steering, direction="vitro-to-vivo")
+names = ["SAE", "DiffMean", "output rescale", "random features", "clamp, significant"]
+of_class = rows_of(of_direction, lineage="pooled")
+figures_causal.grouped(of_class, "tokens", names, axes[0], value="progress", bars=False)
+axes[0].set_ylabel("progress $p$")
+names = ["SAE", "SAE, lineage held out", "DiffMean", "DiffMean, lineage held out"]
+of_lineage = rows_of(of_direction[of_direction["lineage"] != "pooled"], tokens="all")
+figures_causal.grouped(of_lineage, "lineage", [*names, "output rescale"], axes[1])
+axes[1].set_ylabel("GC$_2$")
+figures.panel_labels(axes)
+plt.show()
+
+# %% [markdown]
+# Steering by one vector fails where windows do not agree on the direction.
+# `cosine` is the mean cosine between the differences of two windows; `cos2` the squared cosine of the SAE's directions with DiffMean, that is, how much of the dense direction the features hold.
+
+# %%
+agreement = causal.coherence(study)
+agreement.pivot_table(["cosine", "cos2_selected", "cos2_significant"], "layer").round(2)
+
+# %% [markdown]
+# One place on a test chromosome: the window with most `vivo-up` tokens, chosen by measured signal alone.
+# The picture shows the registered dose.
+
+# %% mystnb={"figure": {"caption": "Predictions along a test window from the in vitro input, from the in vivo input, and from the in vitro input steered along the SAE direction at the registered block and dose. Gray tokens are higher in vivo in the measured tracks.", "name": "fig-locus"}, "image": {"alt": "Line plot of predicted log1p signal along a window: unedited, steered and target, with vivo-up tokens shaded."}}
+chosen_dose = plan["plan"]["block_and_dose"]["SAE"]["vitro-to-vivo"][1]
+doses = sorted({-1.0, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, chosen_dose})
+locus = causal.steered_locus(study, study.lineages[0], doses)
+dose_slider.steered_tracks(locus, chosen_dose)
+plt.show()
+
+# %% [markdown]
+# Move the slider to change the dose.
+# All pictures are inside the page; it works offline and without a kernel.
+
+# %% tags=["hide-input"]
+images = dose_slider.render_doses(locus)
+texts = [
+    f"Dose {dose:g}: mean distance to the target over the window "
+    f"{np.abs(locus.steered[dose] - locus.target).mean():.2f} log1p units, "
+    f"{np.abs(locus.base - locus.target).mean():.2f} without steering."
+    for dose in images
+]
+widget = dose_slider.dose_slider(
+    images, start=chosen_dose, label="Steering dose:", descriptions=texts
+)
+display(HTML(widget))
+
+# %% [markdown]
+# ## Ablation: causal or merely big?
+#
 # An edit of the features in $S$ changes
 #
 # $$x' = x + \sum_{j \in S} (z'_j - z_j)\, w_j$$
 #
 # and nothing else: what the dictionary fails to explain stays in $x$ {cite}`marks2024sparse`.
-# The model then restarts from $x'$.
+# The selected features of a *tissue* input take the activations they have on the same window of the *cell line*, and the reverse.
+# This `resample` value is one the model could have produced itself; setting features to `zero` is the second look, since the value can change the conclusion {cite}`zhang2024towards`.
 #
-# Features are chosen on `select` chromosomes and doses on `tune` chromosomes; every effect below is from `test` chromosomes.
 # The Context Divergence Score (CDS, positive: higher *in vivo*) ranks the features of a block, and the strongest are edited.
 # How many is decided without looking at any effect: as many as random sets can match.
 # A random set holds a partner for every selected feature, drawn from those nearest to it in firing density and in the mean length they write.
+# Two pools serve as controls.
+# *Any other* live feature asks whether the top of the ranking matters more than features that look alike; *not significant* ones would be the cleaner null, but only where they look alike at all.
 
-# %% tags=["remove-stderr"]
+# %%
 features = causal.context_features(study)
 windows = causal.spread_windows(study, "test", causal.N_WINDOWS)
 classes = causal.token_classes(study, windows)
@@ -98,7 +330,7 @@ table.rename_axis("block")
 
 # %% [markdown]
 # Tokens are classed by their *measured* signal, plus one: `vivo-up` in a peak of the tissue and at least threefold higher there, `vitro-up` the reverse, `invariant` in a peak of both and less than 1.5-fold apart, `background` in no peak.
-# The track is visible to the model on this page, so most of what it predicts at a token it has also seen there.
+# The track is visible to the model here, so most of what it predicts at a token it has also seen there.
 
 # %%
 counts = {
@@ -107,17 +339,6 @@ counts = {
 }
 print(f"tokens per class on {len(windows)} test windows")
 pd.DataFrame(counts)
-
-# %% [markdown]
-# ## Ablation
-#
-# The selected features of a *tissue* input take the activations they have on the same window of the *cell line*, and the reverse.
-# This `resample` value is one the model could have produced itself; setting features to `zero` is the second look, since the value can change the conclusion {cite}`zhang2024towards`.
-# If the model uses the features, the prediction for the tissue falls at `vivo-up` tokens and rises at `vitro-up` tokens.
-#
-# For $R$ random sets the permutation $p$ is $(1 + \#\{|\Delta_r| \ge |\Delta|\})/(R + 1)$ {cite}`phipson2010permutation`, with $\Delta$ the mean over windows of edited minus unedited.
-# Two pools serve as controls.
-# *Any other* live feature asks whether the top of the ranking matters more than features that look alike; *not significant* ones would be the cleaner null, but only where they look alike at all.
 
 # %% tags=["remove-stderr"]
 effects = causal.ablation(study)
@@ -143,14 +364,6 @@ for pool, fits in matched.groupby("control"):
 
 # %% mystnb={"figure": {"caption": "Change of the prediction at tokens that are higher in vivo (left) and in vitro (right) when features of the tissue input take their cell-line activations, by block. Markers are the context features of a lineage with a 95 % interval over genomic blocks; gray clouds are matched random sets.", "name": "fig-ablation"}, "image": {"alt": "Two panels with violins of random-set effects in gray and markers with error bars for the selected features, four blocks on the horizontal axis, one marker per lineage."}}
 shown = {"direction": "vivo-to-vitro", "value": "resample", "control": "any other"}
-
-
-def rows_of(table: pd.DataFrame, **values: str) -> pd.DataFrame:
-    """Keep the rows with these values."""
-    keep = [table[column] == value for column, value in values.items()]
-    return table[np.logical_and.reduce(keep)]
-
-
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
 for ax, outcome in zip(axes, ("vivo-up", "vitro-up"), strict=True):
     chosen = (rows_of(t, **shown, outcome=outcome) for t in (effects, random))
@@ -160,7 +373,19 @@ figures.panel_labels(axes)
 plt.show()
 
 # %% [markdown]
-# All tests of the table, by value, control and outcome: how many have $p \le 0.05$, how many a false discovery rate below 0.05 among all tests of that value and control, and how many still have $p \le 0.05$ when the effect is divided by the length of the change, which separates causal from big.
+# The same for all blocks, both directions and all outcomes: the effect minus that of random sets.
+# If the model uses the features, the prediction for the tissue falls at `vivo-up` tokens and rises at `vitro-up` tokens, and the reverse for the cell line.
+
+# %% mystnb={"figure": {"caption": "Effect of the selected features minus the mean effect of matched random sets, averaged over lineages, by block, direction and outcome; in parentheses the number of lineages with permutation p at most 0.05. The loss is the Poisson loss against the measured track of the edited input.", "name": "fig-blocks"}, "image": {"alt": "Heat map of blocks against direction and outcome with signed values and counts of significant lineages."}}
+fair = rows_of(effects, value="resample", control="any other")
+ax = plt.subplots(figsize=(9.5, 3.4))[1]
+figures_causal.block_heatmap(
+    fair, "difference", ax, label="effect minus random (log1p)"
+)
+plt.show()
+
+# %% [markdown]
+# All tests of the table, by value, control and outcome: how many have $p \le 0.05$, with $p = (1 + \#\{|\Delta_r| \ge |\Delta|\})/(R + 1)$ for $R$ random sets {cite}`phipson2010permutation`, how many a false discovery rate below 0.05 among all tests of that value and control, and how many still have $p \le 0.05$ when the effect is divided by the length of the change, which separates causal from big.
 # The expected number of the first under the null is one in twenty.
 # The effect size $d_z$ is paired over windows and so larger than one between independent groups.
 
@@ -182,127 +407,94 @@ summary = tests.groupby(by, sort=False).agg(
 summary.round(2)
 
 # %% [markdown]
-# ## Steering
+# ## Dose-response
 #
-# Steering adds one direction to every token, $x' = x + \alpha\,\delta$, to move the prediction $y_b$ from one context's input towards $y_t$, the prediction from the other's.
-# The SAE direction is $\delta = \sum_{j \in S} (\bar z^{\,t}_j - \bar z^{\,b}_j)\, w_j$ with means over `select` windows; with all features in $S$ it is DiffMean, the difference of the mean streams {cite}`rimsky2024steering`, up to what the dictionary loses.
-#
-# With $g = y_t - y_b$ and $v = y_s - y_b$ on the $\log(1 + y)$ scale,
-#
-# $$\mathrm{GC}_2 = 1 - \frac{\sum \lVert y_s - y_t \rVert^2}{\sum \lVert g \rVert^2} = 2p - p^2 - q^2,$$
-#
-# where $p = \langle v, g\rangle / \lVert g \rVert^2$ is progress along the gap and $q$ the length moved beside it.
-# The endpoint, fixed beforehand: $\mathrm{GC}_2$ over all tokens of `test`, lineages pooled, *in vitro* to *in vivo*, at the block and dose that are best on `tune`.
-#
-# $\mathrm{GC}_2$ rewards shrinking: two noisy predictions come closer when one of them is merely flattened.
-# So an **output rescale**, a straight line through the two predictions without any look inside, must be beaten, and the share of missing correlation gained, $\mathrm{GC}_{\mathrm{corr}}$, to which a line is blind, stands beside it.
+# A real effect should grow with the number of features and with the share $\lambda$ of the change that is made.
+# The additivity index is the effect of a set over the sum of the effects of its features one by one: 1 if they act independently, below 1 if they stand in for each other.
 
 # %% tags=["remove-stderr"]
-sweep = causal.steering_sweep(study)
-steering = causal.steering(study)
-pooled = rows_of(steering, lineage="pooled", tokens="all")
-directions = list(dict.fromkeys(steering["direction"]))
-for direction in directions:
-    layer, alpha = causal.best_dose(sweep, "SAE", direction)
-    edge = " (the largest tried)" if alpha == sweep["alpha"].max() else ""
-    print(f"{direction}: block {layer}, dose {alpha:g}{edge}")
+growth = causal.dose_response(study)
+singles = causal.single_features(study)
+
+# %% mystnb={"figure": {"caption": "Change of the prediction at vivo-up tokens of the tissue input against the number of features that take cell-line activations (left) and against the share of the change that is made (right), by block; means over lineages of estimates and 95 % interval bounds.", "name": "fig-growth"}, "image": {"alt": "Two line plots of the effect against the number of features on a logarithmic axis and against the strength, one line per block."}}
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
+for ax, by in zip(axes, ("n_features", "strength"), strict=True):
+    figures_causal.dose_response(growth, by, "vivo-up", ax)
+figures.panel_labels(axes)
+plt.show()
+
+# %%
+additive = rows_of(growth, outcome="vivo-up").dropna(subset="additivity")
+largest = additive.loc[additive.groupby(["layer", "lineage"])["n_features"].idxmax()]
+columns = ["n_features", "effect", "sum_of_singles", "additivity"]
+columns += ["additivity_low", "additivity_high"]
+largest.set_index(["layer", "lineage"])[columns].round(2)
+
+# %% tags=["hide-input"]
+of_strength = rows_of(growth, outcome="vivo-up").sort_values("strength")
+trend = []
+for (layer, _), rows in of_strength.groupby(["layer", "lineage"]):
+    own = rows[rows["n_features"] == len(features[layer].selected)]
+    steps = np.diff(own["effect"].abs().to_numpy())
+    trend.append(bool((steps >= 0).all()))
+print(f"effects grow with every step of lambda in {sum(trend)} of {len(trend)} cases")
 
 # %% [markdown]
-# The whole sweep on `tune` chromosomes: look for a maximum inside the range, for what the dose $-1$ does (backwards should not help), and for how the random line behaves.
+# One by one, few features carry the effect, and the rank by CDS hardly tells which: features that differ in the input need not act on the output.
 
-# %% mystnb={"figure": {"caption": "Share of the gap closed on tune chromosomes against the dose, each method at its best block; circles mark the dose that is used on test chromosomes. Random features are scaled to the length of the SAE direction.", "name": "fig-doses"}, "image": {"alt": "Two line plots, one per direction, of GC2 against dose for the SAE direction, all significant features, DiffMean and random features."}}
-figure, axes = plt.subplots(1, len(directions), figsize=(9.5, 3.8), squeeze=False)
-for ax, direction in zip(axes[0], directions, strict=True):
-    figures_causal.doses(sweep, direction, ax)
+# %% mystnb={"figure": {"caption": "Effect of every selected feature alone at vivo-up tokens of the tissue input against its rank by absolute CDS, in the block of the endpoint and in the last; the features with the largest mean effect are named.", "name": "fig-singles"}, "image": {"alt": "Two scatter plots of single-feature effects against rank, one marker per lineage, with a few features far from zero."}}
+of_outcome = rows_of(singles, outcome="vivo-up")
+two = list(dict.fromkeys([min(features), max(features)]))
+figure, axes = plt.subplots(1, len(two), figsize=(10, 3.6), sharey=True, squeeze=False)
+for ax, layer in zip(axes[0], two, strict=True):
+    figures_causal.single_features(of_outcome, layer, ax)
 figures.panel_labels(axes[0])
 plt.show()
 
+# %%
+rank_tells = {}
+for layer, rows in of_outcome.groupby("layer"):
+    size = rows.groupby("rank")["effect"].mean().abs()
+    top = size.sort_values(ascending=False)
+    rank_tells[layer] = {
+        "Spearman of rank and size": spearmanr(size.index, size).statistic,
+        "share of the 5 strongest": top[:5].sum() / top.sum(),
+    }
+pd.DataFrame(rank_tells).T.rename_axis("block").round(2)
+
 # %% [markdown]
-# What did not work comes first: every baseline that the SAE direction does not beat.
-# To beat a method, the interval of the difference must lie above 0; to beat a random one, at most one draw in twenty may reach the SAE direction, because the mean of good and bad draws is beaten easily.
+# ## Are lineage features specific?
+#
+# Features that were called in one lineage only are edited in every lineage.
+# Effects should stand on the diagonal.
+
+# %% mystnb={"figure": {"caption": "Change of the prediction at vivo-up tokens when features called in one lineage only (rows) take cell-line activations in the input of every lineage (columns), in the block where the diagonal is largest.", "name": "fig-lineages"}, "image": {"alt": "Heat map of lineage-only feature sets against lineages with signed values."}}
+matrix = rows_of(causal.lineage_matrix(study), outcome="vivo-up")
+if len(matrix):
+    diagonal = matrix[matrix["features"] == matrix["lineage"]]
+    strongest = diagonal.groupby("layer")["effect"].apply(lambda x: x.abs().max())
+    figures_causal.lineage_heatmap(matrix[matrix["layer"] == strongest.idxmax()])
+    plt.title(f"block {strongest.idxmax()}")
+    plt.show()
 
 # %% tags=["hide-input"]
-rivals = ["output rescale", "DiffMean", "random features", "random features, tuned"]
-rivals += ["random direction"]
-lost, won = [], []
-for _, row in pooled[pooled["method"].isin(rivals)].iterrows():
-    sae = rows_of(pooled, direction=row["direction"], method="SAE").iloc[0]
-    text = (
-        f"{row['direction']}: SAE closes {sae['gc2']:.1%}, {row['method']} {row['gc2']:.1%} "
-        f"(difference {row['difference']:+.1%}, "
-        f"{row['difference_low']:+.1%} to {row['difference_high']:+.1%})"
+if len(matrix):
+    own = matrix["features"] == matrix["lineage"]
+    size = matrix["effect"].abs()
+    print(
+        f"mean size of the effect: own lineage {size[own].mean():.4f}, "
+        f"other lineages {size[~own].mean():.4f} (log1p units)"
     )
-    beaten = row["difference_low"] > 0
-    if row["n_draws"] > 1:
-        text += f"; random draws at least as good: p = {row['p_random']:.2f}"
-        beaten &= row["p_random"] <= 0.05
-    (won if beaten else lost).append(text)
-    if row["gc_corr_low"] > sae["gc_corr_high"]:
-        lost.append(
-            f"{row['direction']}: of the missing correlation the SAE gains "
-            f"{sae['gc_corr']:.1%}, {row['method']} {row['gc_corr']:.1%}"
-        )
-lines = ["**Not beaten by the SAE direction:**", ""]
-lines += [f"- {text}" for text in lost] or ["- none"]
-lines += ["", "**Beaten:**", ""] + ([f"- {text}" for text in won] or ["- none"])
-display(Markdown("\n".join(lines)))
-
-# %% [markdown]
-# All methods on `test` chromosomes, with the two ends of the scale: nothing is 0 and the full patch 1.
-# `clamp` gives features the activations of the target run token by token, an oracle that no single direction can match; its rows say which features hold the gap.
-# A triangle marks a value off the axis.
-
-# %% mystnb={"figure": {"caption": "Share of the squared gap closed (left) and of the missing correlation gained (right) by every method, in vitro to in vivo, lineages pooled, test chromosomes. Bars are 95 % intervals from genomic blocks that all methods share; green uses features, pink is a baseline, gray a control, black the ceiling.", "name": "fig-methods"}, "image": {"alt": "Two dot plots with horizontal intervals, one line per steering method, of GC2 and of the correlation version, from nothing at zero to the full patch at one."}}
-endpoint = rows_of(pooled, direction="vitro-to-vivo")
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 4.4), sharey=True)
-figures_causal.methods(endpoint, axes[0])
-axes[0].set_xlabel("GC$_2$")
-interval = ("gc_corr_low", "gc_corr_high")
-figures_causal.methods(endpoint, axes[1], value="gc_corr", interval=interval)
-axes[1].set_xlabel("GC$_{corr}$")
-figures.panel_labels(axes)
-plt.show()
-
-# %%
-columns = ["layer", "alpha", "gc2", "low", "high", "progress", "leakage"]
-columns += ["gc_norm", "gc_corr", "collateral"]
-names = ["SAE", "SAE, all significant", "DiffMean", "output rescale", *rivals[2:]]
-endpoint.set_index("method").loc[names, columns].round(3)
-
-# %% [markdown]
-# A ratio to random means something only where random itself closes part of the gap; elsewhere it is left empty and the difference has to do.
-
-# %%
-ratios = pooled[pooled["method"].isin(rivals[2:])].set_index(["direction", "method"])
-columns = ["difference", "difference_low", "difference_high"]
-columns += ["ratio", "ratio_low", "ratio_high", "p_random", "n_draws"]
-ratios[columns].round(3)
-
-# %% [markdown]
-# Where is the gap closed?
-# A direction that knows the context raises the prediction at `vivo-up` tokens and lowers it at `vitro-up` tokens; one that only flattens wins at one class and loses at the other.
-# Lineages are shown apart, with the direction made from the *other* lineages: the only test of a shared axis that three pairs allow.
-
-# %% mystnb={"figure": {"caption": "Progress along the gap by class of token, lineages pooled (left), and share of the gap closed by lineage, with directions made without that lineage as open markers (right). In vitro to in vivo, test chromosomes; bars are 95 % intervals.", "name": "fig-where"}, "image": {"alt": "Left, markers of progress for five methods at all, vivo-up and vitro-up tokens; right, markers of GC2 with intervals for each lineage, including directions from the other lineages."}}
-figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
-onward = rows_of(steering, direction="vitro-to-vivo")
-names = ["SAE", "DiffMean", "output rescale", "random features", "clamp, significant"]
-of_class = rows_of(onward, lineage="pooled")
-figures_causal.grouped(of_class, "tokens", names, axes[0], value="progress", bars=False)
-axes[0].set_ylabel("progress $p$")
-names = ["SAE", "SAE, lineage held out", "DiffMean", "DiffMean, lineage held out"]
-of_lineage = rows_of(onward[onward["lineage"] != "pooled"], tokens="all")
-figures_causal.grouped(of_lineage, "lineage", [*names, "output rescale"], axes[1])
-axes[1].set_ylabel("GC$_2$")
-figures.panel_labels(axes)
-plt.show()
 
 # %% [markdown]
 # ## Against what was planted
 #
 # In the simulated world a factor opens its own sites.
-# Zeroing the features that speak for a factor should lower the prediction at its sites and leave other accessible tokens alone.
-# Features are matched with factors on `tune` chromosomes and the change is measured on `test`, in the biosamples where the factor is active.
+# Zeroing the features that speak for a factor should lower the prediction at its sites and leave others alone.
+# *Elsewhere* are tokens in peaks without the factor weighted so that their unedited predictions are distributed as at the sites: without that, strongly open tokens would be compared with weakly open ones.
+#
+# Features are chosen on `tune` chromosomes in two ways: by **contrast** (significant features whose differences between contexts lie at the factor's sites) and by **output** (features whose removal, to first order, lowers the prediction at the sites and hardly elsewhere).
+# And the model is asked twice: with the track **visible**, of which it copies most, and with the track **hidden**, where it has to read the sequence.
 
 # %% tags=["remove-stderr"]
 if study.truth is None:
@@ -310,42 +502,52 @@ if study.truth is None:
     print("the data are real: nothing was planted")
 else:
     factors = causal.factor_specificity(study)
-    lowers = factors["at_sites_high"] < 0
-    specific = lowers & (factors["specificity"] >= 5)
-    print(f"{len(factors)} pairs of block and factor have features of their own")
-    print(f"{lowers.sum()} lower the prediction at their sites (interval below 0)")
-    print(f"{specific.sum()} of these at least five times more than elsewhere")
+    factors["lowers"] = factors["at_sites_high"] < 0
+    factors["specific"] = factors["lowers"] & (factors["specificity"] >= 5)
+    per_choice = factors.groupby(["track", "selection"])
+    display(
+        per_choice.agg(
+            factors=("factor", "size"),
+            lowers=("lowers", "sum"),
+            specific=("specific", "sum"),
+            median_change=("at_sites", "median"),
+            median_specificity=("specificity", "median"),
+        ).round(3)
+    )
 
 # %% [markdown]
-# Each marker is a factor in a block; above the dotted line the change at its own sites is more than five times that elsewhere.
-# Markers far to the right are features that act everywhere, whatever they are named after.
+# Each marker is a factor in the block chosen on `tune`; above the dotted line the change at its own sites is more than five times that elsewhere.
 
-# %% mystnb={"figure": {"caption": "Change of the prediction at a factor's own sites against other accessible tokens when its features are zeroed. Of those that lower it, the strongest are named, with their block.", "name": "fig-factors"}, "image": {"alt": "Scatter plot on logarithmic axes of the size of change at a planted factor's sites against the size elsewhere, with lines for equal and fivefold change."}}
+# %% mystnb={"figure": {"caption": "Change of the prediction at a factor's own sites against matched tokens elsewhere when its features are zeroed, one marker per factor in its block, test chromosomes. Of those that lower it, the strongest are named, with their block.", "name": "fig-factors"}, "image": {"alt": "Scatter plots on logarithmic axes of the size of change at a planted factor's sites against the size elsewhere, with lines for equal and fivefold change."}}
 if factors is not None:
-    figures_causal.specificity(factors)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
+    for ax, track in zip(axes, ("visible", "hidden"), strict=True):
+        own = rows_of(factors, track=track, selection="output")
+        figures_causal.specificity(own.reset_index(drop=True), ax)
+        ax.set_title(f"track {track}", loc="right")
+    figures.panel_labels(axes)
     plt.show()
 
 # %% tags=["hide-input"]
 if factors is not None:
-    by_size = factors.reindex(
-        factors["at_sites"].abs().sort_values(ascending=False).index
-    )
-    columns = ["layer", "factor", "n_features", "n_sites", "at_sites", "elsewhere"]
-    columns += ["specificity", "specificity_low", "specificity_high"]
-    display(by_size[columns].head(8).round(3))
+    own = rows_of(factors, selection="output").sort_values("at_sites")
+    columns = ["track", "layer", "factor", "n_features", "n_sites", "at_sites"]
+    columns += ["elsewhere", "specificity", "specificity_low", "specificity_high"]
+    display(own[columns].head(10).round(3))
 
 # %% [markdown]
 # ## Sanity checks
 #
-# No chromosome is in two splits; an edit that changes nothing returns the same bits; the stream of the other context, put into a full run, gives the other context's prediction; and the decomposition of $\mathrm{GC}_2$ holds in every row.
+# No chromosome is in two splits; an edit that changes nothing returns the same bits; the stream of the other context, put into a full run, gives the other context's prediction; editing all blocks at once is one restart; and the decomposition of $\mathrm{GC}_2$ holds in every row.
 
 # %%
 per_split = study.dataset.windows.groupby("split")["chrom"].unique()
 assert sum(map(len, per_split)) == study.dataset.windows["chrom"].nunique()
 assert set(study.dataset.windows["split"].iloc[windows]) == {"test"}
+assert causal.registered(study)["digest"] == plan["digest"]
 
 layer = max(features)
-sae = stages.train_saes(study)[layer]
+saes = stages.train_saes(study)
 pair = study.pair(study.lineages[0])
 inputs = []
 for b in pair:
@@ -353,19 +555,21 @@ for b in pair:
     atac = torch.from_numpy(study.dataset.atac(windows[:2], b)).float()
     motif = torch.from_numpy(study.dataset.motif_activity[[b, b]])
     inputs.append([part.to(device) for part in (sequence, atac, motif)])
-streams = [
-    probe.capture(study.model, of_context, [layer])[layer] for of_context in inputs
-]
-same = interventions.ablate(
-    streams[0], sae, features[layer].selected, reference=streams[0]
-)
-assert torch.equal(same, streams[0])
-assert torch.equal(interventions.steer(streams[0], streams[0][0, 0], 0.0), streams[0])
-with torch.no_grad(), probe.edited(study.model, {layer: lambda _: streams[1]}):
-    swapped = study.model(*inputs[0])
+streams = [probe.capture(study.model, of, list(features)) for of in inputs]
+x0, x1 = (of[layer] for of in streams)
+same = interventions.ablate(x0, saes[layer], features[layer].selected, reference=x0)
+assert torch.equal(same, x0)
+assert torch.equal(interventions.steer(x0, x0[0, 0], 0.0), x0)
+swapped = probe.restart(study.model, x1, layer, inputs=inputs[0])
 with torch.no_grad():
-    assert torch.allclose(swapped, study.model(*inputs[1]), rtol=0, atol=1e-6)
+    expected = study.model(*inputs[1])
+assert torch.allclose(swapped, expected, rtol=0, atol=1e-6)
 
+# %%
+nothing = {block: (lambda x: x) for block in features}
+everywhere = interventions.edit_blocks(study.model, streams[0][min(features)], nothing)
+with torch.no_grad():
+    assert torch.allclose(everywhere, study.model(*inputs[0]), rtol=0, atol=1e-6)
 p, q = steering["progress"], steering["leakage"]
 assert np.allclose(steering["gc2"], 2 * p - p**2 - q**2, rtol=0, atol=1e-8)
 assert (rows_of(steering, method="nothing")["gc2"] == 0).all()
@@ -377,31 +581,41 @@ print(f"ceiling: 1 to {abs(ceiling - 1).max():.0e}; {len(steering)} rows decompo
 # ## Key takeaways
 
 # %% tags=["hide-input"]
-fair = rows_of(effects, value="resample", control="any other")
-fair = fair[fair["outcome"].isin(["vivo-up", "vitro-up"])]
-n_hits = int((fair["p"] <= 0.05).sum())
-one = endpoint.set_index("method")
+one = onward.set_index("method")
 sae = one.loc["SAE"]
-oracles = [m for m in one.index if m.startswith(("clamp", "full"))]
-best = one.drop(index=oracles)["gc2"]
+oracle = one.index.str.startswith(causal.ORACLES)
+best = one.loc[~oracle, "gc2"]
 verdict = (
     "beats" if one.loc["output rescale", "difference_low"] > 0 else "does **not** beat"
 )
+differential = fair[fair["outcome"].isin(["vivo-up", "vitro-up"])]
+n_hits = int((differential["p"] <= 0.05).sum())
 takeaways = f"""
-- Against features that fire and write alike, {n_hits} of {len(fair)} ablation effects at differential tokens stand out ({len(fair) / 20:.1f} expected by chance).
-- Steering *in vitro* to *in vivo* along the SAE direction closes {sae["gc2"]:.1%} of the squared gap ({sae["low"]:.1%} to {sae["high"]:.1%}; {sae["gc_norm"]:.1%} as a length), matched random features {one.loc["random features", "gc2"]:.1%}; it {verdict} a rescaled output ({one.loc["output rescale", "gc2"]:.1%}), and the best method without an oracle is **{best.idxmax()}** ({best.max():.1%}).
+- The SAE direction {verdict} a rescaled output ([methods](#fig-methods)): {sae["gc2"]:.1%} of the squared gap ({sae["low"]:.1%} to {sae["high"]:.1%} by genomic blocks; {by_name.loc["SAE", "low"]:.1%} to {by_name.loc["SAE", "high"]:.1%} over trainings) against {one.loc["output rescale", "gc2"]:.1%}; DiffMean closes {one.loc["DiffMean", "gc2"]:.1%}, and the best method without an oracle is **{best.idxmax()}** ({best.max():.1%}).
+- Against features that fire and write alike, {n_hits} of {len(differential)} ablation effects at differential tokens have p at most 0.05 ({len(differential) / 20:.1f} expected by chance).
 - Given the activations of the target run at block {sae["layer"]}, the significant features close {one.loc["clamp, significant", "gc2"]:.1%} of the gap and all others {one.loc["clamp, not significant", "gc2"]:.1%} (an oracle: token by token).
 """
+if factors is not None:
+    counts = per_choice["specific"].sum()
+    sizes = per_choice.size()
+    takeaways += (
+        "- Planted factors whose features act at least five times more at their sites: "
+        + "; ".join(
+            f"{counts[key]} of {sizes[key]} ({key[1]}, track {key[0]})"
+            for key in counts.index
+        )
+        + ".\n"
+    )
 display(Markdown(takeaways))
 
 # %% [markdown]
 # ## Limits
 #
-# - The track was visible: at a token the model can copy what it sees, and much of the gap between two predictions is count noise copied from two tracks, which no direction can know.
+# - The track was visible: at a token the model can copy what it sees, and much of the gap between two predictions is count noise copied from two tracks, which no direction can know; the row *planted signal* says how much.
 # - Where most live features are significant, a random set cannot be both matched and free of context features; the control *any other* is then the stricter question, not the null.
 # - Effects of features are not additive, and what is taken out of a stream can come back through the part that the dictionary does not explain.
-# - Directions are one vector for all tokens; a context that acts through sequence needs one that depends on the token. Dense directions often steer better than features {cite}`wu2025axbench`.
-# - One seed of the dictionaries, one biosample per context and lineage.
+# - Directions are one vector for all tokens; a context that acts through sequence needs one that depends on the token. Dense directions often steer better than features {cite}`wu2025axbench`: features are for finding out what a direction consists of.
+# - Trainings were repeated for the block of the endpoint alone; one biosample per context and lineage.
 #
 # ## Exercises
 #

@@ -1,9 +1,9 @@
 """Zero the features of a planted factor: the prediction should fall at its sites.
 
-The features of a factor are chosen on ``tune`` windows, the effect is measured on
-``test``. A site is a token in a peak with the factor's motif, in a biosample where the
-factor is at work; it is compared with tokens in peaks away from every such site, in the
-same windows, weighted so that the unedited predictions are distributed alike.
+The features and the block of a factor are chosen on ``tune`` windows, the effect is
+measured on ``test``. A site is a token in a peak with the factor's motif, in a
+biosample where the factor is at work; it is compared with tokens in peaks away from
+every such site, weighted so that the unedited predictions are distributed alike.
 """
 
 from __future__ import annotations
@@ -34,10 +34,9 @@ from helpers.truth import factor_sites, match_features, read_factors
 
 __all__ = ["factor_specificity"]
 
-N_WINDOWS = {"tune": 64, "test": 96}
+N_WINDOWS = {"tune": 64, "test": 64}
 TRACKS = ("visible", "hidden")
 WANTED = 5.0  # times more at sites than elsewhere
-_MARGIN = 2 * WANTED  # asked of features on tune windows, as estimates shrink
 _SMALLEST = 0.002  # change at sites, log1p, for a feature to count
 _MOST = 40  # features considered per factor
 _ACTIVE = 0.5  # activity from which a planted factor is at work
@@ -48,19 +47,16 @@ _CODE = ("_specificity", "interventions", "blockstats", "truth")
 
 
 class _Tokens(NamedTuple):
-    """Tokens of a factor in a biosample; windows without a site are left out.
+    """Tokens of a factor in a biosample.
 
     Attributes
     ----------
     biosample : int
-    rows : numpy.ndarray of int
-        Positions among the windows.
-    weights : torch.Tensor, shape (2, n_rows, n_outputs)
+    weights : torch.Tensor, shape (2, n_windows, n_outputs)
         Of sites and of matched tokens elsewhere.
     """
 
     biosample: int
-    rows: np.ndarray
     weights: torch.Tensor
 
 
@@ -72,12 +68,15 @@ class _Split(NamedTuple):
     windows : numpy.ndarray of int
     streams : list of dict of int to torch.Tensor
         Per biosample and block, (n_windows, n_tokens, d).
+    predicted : list of torch.Tensor
+        Unedited log1p prediction per biosample, (n_windows, n_outputs).
     tokens : dict of str to list of _Tokens
         Per factor with enough sites.
     """
 
     windows: np.ndarray
     streams: list[dict[int, torch.Tensor]]
+    predicted: list[torch.Tensor]
     tokens: dict[str, list[_Tokens]]
 
 
@@ -87,7 +86,7 @@ def factor_specificity(study: Study) -> pd.DataFrame:
     Features are chosen in two ways. By ``contrast``: significant features whose
     strongest differences between the contexts lie at the factor's sites
     (`helpers.truth.match_features`). By ``output``: features whose removal, to first
-    order, lowers the prediction at the sites at least ten times more than elsewhere.
+    order, lowers the prediction at the sites at least five times more than elsewhere.
     Each is done with the ``visible`` track, of which the model copies most, and with
     the track ``hidden``, where it has to read the sequence.
 
@@ -99,12 +98,13 @@ def factor_specificity(study: Study) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per ``track``, ``selection``, ``layer`` and ``factor`` with a feature of
-        its own: ``n_features``; ``n_sites``, tokens over all active biosamples;
+        One row per ``track``, ``selection`` and ``factor`` with a feature of its own:
+        the ``layer``, in which the estimated effect on ``tune`` is most specific and
+        largest; ``n_features``; ``n_sites``, tokens over all active biosamples;
         ``at_sites``, mean change of the log1p prediction there; ``elsewhere``, the same
         at matched tokens; ``specificity``, the ratio of their sizes; each with a 95 %
-        block-bootstrap interval; ``tune_at_sites`` and ``tune_specificity``; and
-        ``chosen``, whether this is the factor's block by the ``tune`` windows.
+        block-bootstrap interval; and the first-order estimates ``tune_at_sites`` and
+        ``tune_specificity``.
 
     Raises
     ------
@@ -123,37 +123,24 @@ def factor_specificity(study: Study) -> pd.DataFrame:
         by_contrast = _by_contrast(study, known)
         rows = []
         for track in TRACKS:
-            splits = {
-                name: _read(study, of_split, track)
-                for name, of_split in windows.items()
-            }
-            selections = {
-                "contrast": by_contrast,
-                "output": _by_output(study, known, splits["tune"], track),
-            }
-            for selection, chosen in selections.items():
-                for (layer, factor), features in chosen.items():
-                    row = _measure(study, known[layer], factor, features, splits)
-                    if row is not None:
-                        head = {"track": track, "selection": selection}
-                        rows.append(head | {"layer": layer, "factor": factor} | row)
-        return _with_choice(pd.DataFrame(rows))
+            tune, test = (_read(study, windows[x], track) for x in ("tune", "test"))
+            removed = _estimate(study, known, tune, track)
+            by_output = {key: _specific(*of) for key, of in removed.items()}
+            for selection, sets in (("contrast", by_contrast), ("output", by_output)):
+                for factor, of_factor in _best_block(sets, removed).items():
+                    layer, features, estimate = of_factor
+                    if factor not in test.tokens:
+                        continue
+                    head = {"track": track, "selection": selection, "factor": factor}
+                    row = _measure(study, known[layer], factor, features, test)
+                    rows.append(head | {"layer": layer} | row | estimate)
+        return pd.DataFrame(rows)
 
     recipe = input_recipe(study) | {
         "windows": N_WINDOWS,
         "code": code_digest(*_CODE),
     }
     return study.run.table("factor_specificity.parquet", recipe, build)
-
-
-def _with_choice(table: pd.DataFrame) -> pd.DataFrame:
-    """Mark the block of every factor that is most specific enough and strongest."""
-    lowers = table["tune_at_sites"] < 0
-    good = lowers & (table["tune_specificity"] >= WANTED)
-    merit = -table["tune_at_sites"] + 100.0 * good
-    best = merit.groupby([table["track"], table["selection"], table["factor"]])
-    table["chosen"] = table.index.isin(best.idxmax())
-    return table
 
 
 @torch.no_grad()
@@ -191,17 +178,16 @@ def _read(study: Study, windows: np.ndarray, track: str) -> _Split:
             if activity.loc[factor, name] < _ACTIVE:
                 continue
             peak = dataset.in_peak(b)[windows]
-            rows = np.flatnonzero((sites & peak)[:, inner].any(axis=1))
-            at, away = ((mask & peak)[rows][:, inner] for mask in (sites, far))
-            base = torch.cat(predicted[b])[rows].cpu().numpy()
+            at, away = ((mask & peak)[:, inner] for mask in (sites, far))
+            base = torch.cat(predicted[b]).cpu().numpy()
             weights = np.stack([at.astype(np.float32), _matched(base, at, away)])
             if weights[1].any():
                 found = torch.from_numpy(weights).to(study.device)
-                of_factor.append(_Tokens(b, rows, found))
+                of_factor.append(_Tokens(b, found))
         if sum(float(t.weights[0].sum()) for t in of_factor) >= _FEWEST:
             tokens[factor] = of_factor
     joined = [{layer: torch.cat(x) for layer, x in of.items()} for of in streams]
-    return _Split(windows, joined, tokens)
+    return _Split(windows, joined, [torch.cat(y) for y in predicted], tokens)
 
 
 def _matched(base: np.ndarray, at: np.ndarray, away: np.ndarray) -> np.ndarray:
@@ -246,24 +232,52 @@ def _by_contrast(
     return chosen
 
 
-def _by_output(
+def _estimate(
     study: Study, known: dict[int, Dictionary], split: _Split, track: str
 ) -> dict[tuple[int, str], np.ndarray]:
-    """Find the features of every block and factor whose removal is specific."""
-    chosen = {}
-    progress = tqdm(split.tokens.items(), desc=f"features by output, track {track}")
+    """Estimate what zeroing each feature does, per block and factor.
+
+    Returns
+    -------
+    dict
+        Mean change at sites and elsewhere, to first order, (2, d_sae).
+    """
+    found = {}
+    progress = tqdm(split.tokens.items(), desc=f"factors, track {track}")
     for factor, of_factor in progress:
-        totals = {layer: 0.0 for layer in known}
+        totals: dict[int, np.ndarray] = {}
         counts = 0.0
         for tokens in of_factor:
             counts = counts + tokens.weights.sum(dim=(1, 2)).cpu().numpy()
             for layer, removed in _attribute(study, known, split, tokens):
-                totals[layer] = totals[layer] + removed
+                totals[layer] = totals.get(layer, 0.0) + removed
         for layer, total in totals.items():
-            features = _specific(*(total / counts[:, None]))
-            if len(features):
-                chosen[layer, factor] = features
-    return chosen
+            found[layer, factor] = total / counts[:, None]
+    return found
+
+
+def _best_block(
+    sets: dict[tuple[int, str], np.ndarray],
+    removed: dict[tuple[int, str], np.ndarray],
+) -> dict[str, tuple[int, np.ndarray, dict[str, float]]]:
+    """Choose the block of every factor: specific enough first, then largest effect.
+
+    Returns
+    -------
+    dict
+        Per factor the block, its features and the estimated effect.
+    """
+    best: dict[str, tuple] = {}
+    for (layer, factor), features in sets.items():
+        if not len(features) or (layer, factor) not in removed:
+            continue
+        at_sites, elsewhere = removed[layer, factor][:, features].sum(axis=1)
+        ratio = abs(at_sites) / max(abs(elsewhere), 1e-12)
+        merit = (at_sites < 0 and ratio >= WANTED, -at_sites)
+        if factor not in best or merit > best[factor][0]:
+            estimate = {"tune_at_sites": at_sites, "tune_specificity": ratio}
+            best[factor] = merit, (layer, features, estimate)
+    return {factor: choice for factor, (_, choice) in best.items()}
 
 
 def _attribute(
@@ -274,7 +288,7 @@ def _attribute(
     One backward pass per kind of token serves all blocks.
     """
     model, first = study.model, min(known)
-    x = split.streams[tokens.biosample][first][tokens.rows].clone().requires_grad_()
+    x = split.streams[tokens.biosample][first].clone().requires_grad_()
     streams, done = {first: x}, first + 1
     for layer in sorted(known)[1:]:
         x = model.run_blocks(x, done, layer + 1)
@@ -303,88 +317,59 @@ def _specific(at_sites: np.ndarray, elsewhere: np.ndarray) -> np.ndarray:
     at_sites, elsewhere : numpy.ndarray, shape (d_sae,)
         Mean change by zeroing each feature.
     """
-    order = np.argsort(at_sites + _MARGIN * np.abs(elsewhere), kind="stable")[:_MOST]
+    order = np.argsort(at_sites + WANTED * np.abs(elsewhere), kind="stable")[:_MOST]
     kept, sums = [], np.zeros(2)
     for j in order:
         added = sums + (at_sites[j], elsewhere[j])
-        if at_sites[j] < -_SMALLEST and -added[0] >= _MARGIN * abs(added[1]):
+        if at_sites[j] < -_SMALLEST and -added[0] >= WANTED * abs(added[1]):
             kept.append(int(j))
             sums = added
     return np.array(kept, dtype=int)
 
 
+@torch.no_grad()
 def _measure(
     study: Study,
     of_block: Dictionary,
     factor: str,
     features: np.ndarray,
-    splits: dict[str, _Split],
-) -> dict | None:
-    """Measure a factor's features on both splits, if it has sites there."""
-    if not all(factor in split.tokens for split in splits.values()):
-        return None
-    tune, _ = _zeroed(study, of_block, factor, features, splits["tune"])
-    changes, blocks = _zeroed(study, of_block, factor, features, splits["test"])
-    # (2, n_rows) each: sums of changes, and of weights
-    if not changes[0].any():
-        return None
+    split: _Split,
+) -> dict[str, float]:
+    """Zero features in every biosample where the factor is at work."""
+    model, layer = study.model, of_block.layer
+    changes, weights = [], []
+    for tokens in split.tokens[factor]:
+        x = split.streams[tokens.biosample][layer]
+        (delta,) = ablation_deltas(x, of_block.sae, [features], value="zero")
+        edited = model.head(model.run_blocks(x + delta, start=layer + 1)).log1p()
+        change = tokens.weights * (edited - split.predicted[tokens.biosample])
+        changes.append(change.sum(dim=2).cpu().numpy())
+        weights.append(tokens.weights.sum(dim=2).cpu().numpy())
+    n = np.concatenate(weights, axis=1).astype(float)  # (2, n_windows * n_biosamples)
     drawn = block_bootstrap(
-        changes[0], blocks, denominators=changes[1], random_state=study.seed
+        np.concatenate(changes, axis=1).astype(float),
+        np.tile(blocks_of(study, split.windows), len(changes)),
+        denominators=n,
+        random_state=study.seed,
     )
     at_sites, elsewhere = drawn.estimate
-    on_tune = tune[0].sum(axis=1) / tune[1].sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.abs(at_sites / elsewhere)
-        low, high = np.nanquantile(
-            np.abs(drawn.draws[0] / drawn.draws[1]), [0.025, 0.975]
-        )
-        tune_ratio = np.abs(on_tune[0] / on_tune[1])
+        ratios = np.abs(drawn.draws[0] / drawn.draws[1])
+        specificity = np.abs(at_sites / elsewhere)
+    low, high = np.nanquantile(ratios, [0.025, 0.975])
     return {
         "n_features": len(features),
-        "n_sites": int(changes[1][0].sum()),
+        "n_sites": int(n[0].sum()),
         "at_sites": at_sites,
         "at_sites_low": drawn.low[0],
         "at_sites_high": drawn.high[0],
         "elsewhere": elsewhere,
         "elsewhere_low": drawn.low[1],
         "elsewhere_high": drawn.high[1],
-        "specificity": ratio,
+        "specificity": specificity,
         "specificity_low": low,
         "specificity_high": high,
-        "tune_at_sites": on_tune[0],
-        "tune_specificity": tune_ratio,
     }
-
-
-@torch.no_grad()
-def _zeroed(
-    study: Study,
-    of_block: Dictionary,
-    factor: str,
-    features: np.ndarray,
-    split: _Split,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Zero features; return sums of change and of weight, and the genomic blocks.
-
-    Returns
-    -------
-    sums : numpy.ndarray, shape (2, 2, n_rows)
-        Changes and weights of sites and tokens elsewhere, per biosample and window.
-    blocks : numpy.ndarray, shape (n_rows,)
-    """
-    model, layer = study.model, of_block.layer
-    sums, blocks = [], []
-    for tokens in split.tokens[factor]:
-        x = split.streams[tokens.biosample][layer][tokens.rows]
-        (delta,) = ablation_deltas(x, of_block.sae, [features], value="zero")
-        y, edited = (
-            model.head(model.run_blocks(s, start=layer + 1)).log1p()
-            for s in (x, x + delta)
-        )
-        changes = (tokens.weights * (edited - y)).sum(dim=2)
-        sums.append(torch.stack([changes, tokens.weights.sum(dim=2)]).cpu().numpy())
-        blocks.append(blocks_of(study, split.windows[tokens.rows]))
-    return np.concatenate(sums, axis=2).astype(float), np.concatenate(blocks)
 
 
 def _dilate(mask: np.ndarray, reach: int) -> np.ndarray:
