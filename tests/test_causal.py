@@ -11,9 +11,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
-from helpers import _selection, _steering, causal, stages
+from helpers import (
+    _ablation,
+    _dose,
+    _locus,
+    _moves,
+    _registration,
+    _seeds,
+    _selection,
+    _specificity,
+    _steering,
+    _sweep,
+    causal,
+    stages,
+)
 from helpers.activations import WindowSummary
 from helpers.runs import Run
 from helpers.sae import SAEConfig
@@ -24,6 +38,17 @@ from toy import ToySAE
 N_FEATURES = 24
 LEVEL, DRIVER, IDLE = 0, 1, 2  # read, read, not read; the rest is noise nobody reads
 SHIFTS = (0.7, 1.4)  # of the two lineages
+
+
+MODULES = (_ablation, _dose, _locus, _moves, _registration, _seeds, _selection)
+MODULES += (_specificity, _steering, _sweep)
+
+
+class PlantedSAE(ToySAE):
+    """Whose reconstruction is the sum of what its features write."""
+
+    def forward(self, x):
+        return self.encode(x) @ self.decoder_directions
 
 
 class Planted(nn.Module):
@@ -46,7 +71,7 @@ def plant(study, folder, monkeypatch, streams, significant, read=(LEVEL, DRIVER)
     """Return a study in which every stage before the causal tests is planted."""
     n_bio, n_windows, n_tokens, d = streams.shape
     streams = torch.from_numpy(streams.astype(np.float32))
-    sae = ToySAE(torch.eye(d))
+    sae = PlantedSAE(torch.eye(d))
     acts = sae.encode(streams)
     summary = WindowSummary(
         acts.mean(dim=2).numpy(), (acts > 0).float().mean(dim=2).numpy()
@@ -67,15 +92,21 @@ def plant(study, folder, monkeypatch, streams, significant, read=(LEVEL, DRIVER)
             "feature": np.tile(np.arange(d), len(study.blocks)),
             "cds": np.tile(cds, len(study.blocks)),
             "p_bonferroni": np.tile(np.where(cds == 0, 1.0, 1e-6), len(study.blocks)),
+            "class": np.tile(
+                np.where(cds == 0, "none", "lineage-only"), len(study.blocks)
+            ),
+            "lineages": study.lineages[0],
         }
     )
+    for lineage in study.lineages:
+        scores[f"delta_{lineage}"] = scores["cds"]
     planted = {
         "extract": lambda _: SimpleNamespace(rows=rows),
         "train_saes": lambda _: dict.fromkeys(study.blocks, sae),
         "summaries": lambda _: dict.fromkeys(study.blocks, summary),
         "score_context": lambda _: scores,
     }
-    for module in (_selection, _steering, causal):
+    for module in MODULES:
         for name, stage in planted.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, stage)
@@ -83,7 +114,16 @@ def plant(study, folder, monkeypatch, streams, significant, read=(LEVEL, DRIVER)
     made = ["activations.zarr", "cds.parquet", *(f"sae/block{b}" for b in study.blocks)]
     for name in made:
         run.artefact(name, {}, lambda path: path.mkdir())
-    return replace(study, run=run, model=Planted(n_tokens, read))
+    model = Planted(n_tokens, read)
+
+    def swapped(study, windows):
+        """The motif activity does nothing here."""
+        log1p = [model.head(of[windows]).log1p().numpy() for of in streams]
+        pairs = [study.pair(lineage) for lineage in study.lineages]
+        return {(t, m): log1p[t] for pair in pairs for t in pair for m in pair}
+
+    monkeypatch.setattr(_steering, "_swapped_inputs", swapped)
+    return replace(study, run=run, model=model)
 
 
 def noise(study, seed=0):
@@ -142,6 +182,7 @@ def ablated(small_study, tmp_path_factory):
     """The copying model with its tables."""
     with pytest.MonkeyPatch.context() as patch:
         study = plant_copy(small_study, tmp_path_factory.mktemp("ablated"), patch)
+        causal.register(study)
         table, random = causal.ablation(study), causal.ablation_random(study)
         study.run.path("ablation_random.parquet").unlink()
         again = causal.ablation_random(study)
@@ -154,8 +195,21 @@ def steered(small_study, tmp_path_factory):
     """The model whose contexts differ by constants, with its tables."""
     with pytest.MonkeyPatch.context() as patch:
         study = plant_shift(small_study, tmp_path_factory.mktemp("steered"), patch)
+        causal.register(study)
         sweep, table = causal.steering_sweep(study), causal.steering(study)
-    return SimpleNamespace(study=study, sweep=sweep, table=table)
+        growth, singles = causal.dose_response(study), causal.single_features(study)
+        matrix, agreement = causal.lineage_matrix(study), causal.coherence(study)
+        locus = causal.steered_locus(study, study.lineages[0], [0.0, 1.0])
+    return SimpleNamespace(
+        study=study,
+        sweep=sweep,
+        table=table,
+        growth=growth,
+        singles=singles,
+        matrix=matrix,
+        agreement=agreement,
+        locus=locus,
+    )
 
 
 def means_over_windows(values, member):
@@ -256,7 +310,7 @@ def test_context_features_say_when_there_is_nothing(small_study, tmp_path, monke
     with pytest.raises(ValueError, match="nothing to edit"):
         causal.context_features(study)
     with pytest.raises(ValueError, match="nothing to edit"):
-        causal.ablation(study)
+        causal.register(study)
 
 
 # --- Ablation -------------------------------------------------------------------------
@@ -310,6 +364,7 @@ def test_ablation_of_what_is_not_read_is_told_apart_from_big(
     idle = plant(
         small_study, tmp_path / "idle", monkeypatch, streams, [IDLE], read=[LEVEL]
     )
+    causal.register(idle)
     table = causal.ablation(idle)
     assert (table["effect"] == 0).all()
     resampled = table[table["value"] == "resample"]
@@ -385,9 +440,11 @@ def test_steering_of_one_lineage_has_nothing_to_hold_out(
     dataset = WindowDataset(pairs, window_bp=small_world.world.window_bp)
     alone = replace(small_study, dataset=dataset, blocks=[0])
     study = plant_shift(alone, tmp_path, monkeypatch)
-    monkeypatch.setattr(_steering, "N_SETS", 6)
-    monkeypatch.setattr(_steering, "N_OTHER", 3)
-    assert causal.held_out_features(study, "liver") == {}
+    monkeypatch.setattr(_moves, "N_SETS", 6)
+    monkeypatch.setattr(_moves, "N_OTHER", 3)
+    known = _selection.dictionaries(study)
+    assert _selection.held_out_features(study, "liver", known) == {}
+    causal.register(study)
     table = causal.steering(study)
     assert set(causal.METHODS) - set(table["method"]) == set(_steering.HELD_OUT)
     own, pooled = (
@@ -400,9 +457,9 @@ def test_steering_of_one_lineage_has_nothing_to_hold_out(
 def test_steering_starts_from_the_context_it_names(small_study):
     for lineage in small_study.lineages:
         vitro_vivo = list(small_study.pair(lineage))
-        forward = _steering._pair(small_study, lineage, "vitro-to-vivo")
+        forward = _moves.pair_of(small_study, lineage, "vitro-to-vivo")
         assert forward == vitro_vivo
-        backward = _steering._pair(small_study, lineage, "vivo-to-vitro")
+        backward = _moves.pair_of(small_study, lineage, "vivo-to-vitro")
         assert backward == vitro_vivo[::-1]
 
 
@@ -419,7 +476,7 @@ def test_steering_rows_obey_their_identities(steered):
     assert (sae["difference"] == 0).all()
     assert (sae["ratio"] == 1).all()
     assert table.loc[table["low"] <= 0, "ratio"].isna().all()
-    of_random = table["method"].str.startswith("random")
+    of_random = table["method"].str.contains("random|shuffled")
     assert (table["n_draws"] > 1).eq(of_random).all()
     assert table["p_random"].notna().eq(of_random).all()
     pooled = table[(table["lineage"] == "pooled") & (table["tokens"] == "all")]
@@ -450,13 +507,14 @@ def test_best_dose_leaves_out_what_it_must():
 
 def test_held_out_features_do_not_see_the_lineage(shifted):
     lineage = shifted.lineages[0]
-    before = causal.held_out_features(shifted, lineage)
+    known = _selection.dictionaries(shifted)
+    before = _selection.held_out_features(shifted, lineage, known)
     summary = _selection.summaries(shifted)[0]
     own = list(shifted.pair(lineage))
     summary.mean_acts[own] = np.random.default_rng(5).random(
         summary.mean_acts[own].shape
     )
-    after = causal.held_out_features(shifted, lineage)
+    after = _selection.held_out_features(shifted, lineage, known)
     for layer, features in before.items():
         assert DRIVER in features.significant
         np.testing.assert_array_equal(features.significant, after[layer].significant)
@@ -465,26 +523,268 @@ def test_held_out_features_do_not_see_the_lineage(shifted):
 # --- Planted factors ------------------------------------------------------------------
 
 
-def test_factor_specificity_is_the_planted_ratio(small_study, tmp_path, monkeypatch):
-    windows = np.arange(len(small_study.dataset.windows))
-    sites = causal.factor_sites(small_study, windows)["NRF1"].to_numpy()
-    shape = (len(windows), small_study.dataset.n_tokens)
-    streams = noise(small_study)
-    streams[..., DRIVER] = np.where(sites.reshape(shape), 1.0, 0.1)
-    study = plant(small_study, tmp_path, monkeypatch, streams, [DRIVER], read=[DRIVER])
-    named = pd.DataFrame({"feature": [DRIVER], "factor": ["NRF1"]})
-    monkeypatch.setattr(causal, "match_features", lambda *_, **__: named)
-    table = causal.factor_specificity(study)
-    assert list(table["factor"]) == ["NRF1"] * len(study.blocks)
-    np.testing.assert_allclose(table["at_sites"], -1, atol=1e-6)
-    np.testing.assert_allclose(table["elsewhere"], -0.1, atol=1e-6)
-    np.testing.assert_allclose(table["specificity"], 10, rtol=1e-4)
-    np.testing.assert_allclose(table["specificity_low"], 10, rtol=1e-4)
-
-
 def test_factor_specificity_refuses_real_data(small_study):
     with pytest.raises(ValueError, match="simulated data only"):
         causal.factor_specificity(replace(small_study, truth=None))
+
+
+# --- Registration ---------------------------------------------------------------------
+
+
+def test_nothing_reads_the_test_split_before_it_is_registered(shifted):
+    readers = (
+        causal.ablation,
+        causal.ablation_random,
+        causal.dose_response,
+        causal.factor_specificity,
+        causal.headline_over_seeds,
+        causal.lineage_matrix,
+        causal.single_features,
+        causal.steering,
+        lambda s: causal.steered_locus(s, s.lineages[0], [1.0]),
+    )
+    for read in readers:
+        with pytest.raises(FileNotFoundError, match="must be registered"):
+            read(shifted)
+
+
+def test_register_keeps_what_says_the_same_and_traces_what_changed(
+    shifted, monkeypatch
+):
+    first = causal.register(shifted)
+    assert causal.register(shifted) == first == causal.registered(shifted)
+    assert first["superseded"] == []
+    monkeypatch.setitem(_registration.ENDPOINT, "direction", "vivo-to-vitro")
+    with pytest.raises(ValueError, match=r"another analysis .*\['endpoint'\] differ"):
+        causal.steering(shifted)
+    second = causal.register(shifted)
+    assert [old["digest"] for old in second["superseded"]] == [first["digest"]]
+    assert second["superseded"][0]["results_computed"] is False
+    assert causal.registered(shifted) == second
+
+
+def test_registered_refuses_an_altered_file(shifted):
+    causal.register(shifted)
+    path = shifted.run.path(causal.REGISTRATION)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"alpha', '"beta').replace("0.05", "0.5"), "utf-8")
+    with pytest.raises(ValueError, match="altered after it was written"):
+        causal.ablation(shifted)
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="not a registration"):
+        causal.register(shifted)
+
+
+def test_register_refuses_a_chromosome_in_two_splits(shifted):
+    windows = shifted.dataset.windows.copy()
+    windows.loc[windows.index[0], "split"] = "test"
+    dataset = SimpleNamespace(
+        **{k: v for k, v in vars(shifted.dataset).items() if k != "windows"},
+        windows=windows,
+        windows_of=shifted.dataset.windows_of,
+    )
+    with pytest.raises(ValueError, match="in several"):
+        _registration._plan(replace(shifted, dataset=dataset))
+
+
+# --- Doses, single features, lineages -------------------------------------------------
+
+
+def test_dose_response_of_a_linear_model_is_linear_and_additive(steered):
+    study, growth = steered.study, steered.growth
+    for lineage, shift in zip(study.lineages, SHIFTS, strict=True):
+        rows = growth[growth["lineage"] == lineage]
+        expected = -shift * rows["strength"]
+        np.testing.assert_allclose(rows["effect"], expected, atol=0.02 * shift * 2)
+        assert (rows["low"] <= rows["effect"] + 1e-9).all()
+        assert (rows["effect"] <= rows["high"] + 1e-9).all()
+    whole = growth.dropna(subset="additivity")
+    np.testing.assert_allclose(whole["additivity"], 1, atol=1e-5)
+    assert set(growth["strength"]) == set(_dose.STRENGTHS)
+
+
+def test_single_features_name_the_feature_that_carries_the_gap(steered):
+    singles = steered.singles
+    assert set(singles["feature"]) == {DRIVER}
+    assert (singles["rank"] == 1).all()
+    assert (singles["high"] < 0).all()
+
+
+def test_lineage_matrix_edits_every_lineage(steered):
+    matrix, study = steered.matrix, steered.study
+    assert set(matrix["features"]) == {study.lineages[0]}
+    found = matrix.groupby("lineage")["effect"].mean()
+    for lineage, shift in zip(study.lineages, SHIFTS, strict=True):
+        assert found[lineage] == pytest.approx(-shift, rel=0.05)
+
+
+def test_coherence_of_a_constant_shift_is_one(steered):
+    assert (steered.agreement["cosine"] > 0.5).all()
+    assert (steered.agreement["cos2_selected"] <= 1 + 1e-6).all()
+
+
+def test_steered_locus_starts_at_the_base_and_ends_at_the_target(steered):
+    locus = steered.locus
+    np.testing.assert_array_equal(locus.steered[0.0], locus.base)
+    np.testing.assert_allclose(locus.steered[1.0], locus.target, atol=0.05)
+    assert locus.classes.shape == locus.base.shape == locus.position.shape
+    with pytest.raises(ValueError, match="at least one dose"):
+        causal.steered_locus(steered.study, steered.study.lineages[0], [])
+
+
+# --- Trainings ------------------------------------------------------------------------
+
+
+def test_over_seeds_adds_both_variances():
+    found = causal.over_seeds([0.1, 0.2, 0.3], within=0.0)
+    low, high = stats.t.interval(0.95, 2, 0.2, 0.1 / np.sqrt(3))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.between == pytest.approx(0.1)
+    same = causal.over_seeds([0.2, 0.2, 0.2], within=0.05)
+    assert same.high - same.estimate == pytest.approx(1.959964 * 0.05)
+    both = causal.over_seeds([0.1, 0.2, 0.3], within=0.05)
+    assert both.high - both.low > same.high - same.low
+    with pytest.raises(ValueError, match="at least two trainings"):
+        causal.over_seeds([0.1], within=0.1)
+
+
+def test_headline_over_seeds_of_equal_trainings(shifted, monkeypatch):
+    known = _selection.dictionaries(shifted)
+    monkeypatch.setattr(_seeds, "other_training", lambda _, layer, seed: known[layer])
+    monkeypatch.setattr(_seeds, "N_RANDOM", 19)
+    causal.register(shifted)
+    steering, ablation = causal.headline_over_seeds(shifted)
+    spread = causal.seed_spread(steering, 0).set_index("method")
+    assert spread.loc["SAE", "estimate"] == pytest.approx(1, abs=1e-3)
+    assert spread["between"].max() == pytest.approx(0, abs=1e-12)
+    whole = causal.steering(shifted).query(
+        "method == 'SAE' and lineage == 'pooled' and tokens == 'all'"
+        " and direction == 'vitro-to-vivo'"
+    )
+    assert spread.loc["SAE", "estimate"] == pytest.approx(whole["gc2"].item())
+    assert (ablation["p"] == 1 / 20).all()
+
+
+# --- Moves ----------------------------------------------------------------------------
+
+
+def test_moves_hit_the_moments_they_promise(shifted):
+    moves = _moves.Moves(shifted, _selection.dictionaries(shifted))
+    lineage = shifted.lineages[0]
+    pair = _moves.pair_of(shifted, lineage, "vitro-to-vivo")
+    moments = moves.moments(0)
+    windows = shifted.dataset.windows_of("select")
+    x0, x1 = (_selection.read_streams(shifted, 0, b, windows) for b in pair)
+    reached = x0 + moves.of("affine map", 0, lineage, "vitro-to-vivo")(x0)
+    target = x1.flatten(0, 1).mean(dim=0)
+    torch.testing.assert_close(
+        reached.flatten(0, 1).mean(dim=0), target, atol=1e-3, rtol=0
+    )
+    found = torch.cov(reached.flatten(0, 1).T)
+    wanted = moments.covariance[pair[1]]
+    before = (moments.covariance[pair[0]] - wanted).norm()
+    assert (found - wanted).norm() < 0.2 * before + 1e-2
+    axis = moves.of("first PC", 0, lineage, "vitro-to-vivo")(x0)[0, 0]
+    values, vectors = torch.linalg.eigh(moments.paired[0])
+    assert abs(float(vectors[:, -1] @ axis)) == pytest.approx(
+        float(axis.norm()), rel=1e-4
+    )
+    lda = moves.of("LDA", 0, lineage, "vitro-to-vivo")(x0)[0, 0]
+    assert int(lda.abs().argmax()) == DRIVER
+    for method in ("SAE", "SAE, all significant", "SAE, output-filtered"):
+        move = moves.of(method, 0, lineage, "vitro-to-vivo")(x0)[0, 0]
+        assert int(move.abs().argmax()) == DRIVER
+        assert float(move.abs().sum()) == pytest.approx(SHIFTS[0], rel=0.05)
+
+
+def test_active_tokens_are_scaled_and_silent_ones_left(shifted):
+    moves = _moves.Moves(shifted, _selection.dictionaries(shifted))
+    lineage, direction = shifted.lineages[0], "vivo-to-vitro"
+    pair = _moves.pair_of(shifted, lineage, direction)
+    x = _selection.read_streams(shifted, 0, pair[0], np.arange(3))
+    x[:, ::2, DRIVER] = 0
+    delta = moves.of("SAE, active tokens", 0, lineage, direction)(x)
+    # The cell line has none of it: an active feature is scaled to nothing.
+    torch.testing.assert_close(delta[..., DRIVER], -x[..., DRIVER])
+    assert (delta[:, ::2] == 0).all()
+
+
+def test_output_scores_of_a_linear_model_are_exact(shifted):
+    moves = _moves.Moves(shifted, _selection.dictionaries(shifted))
+    scores = moves.output_scores(0, "vitro-to-vivo")
+    windows = _selection.spread_windows(shifted, "tune", _moves.N_OUTPUT)
+    total = 0.0
+    for lineage in shifted.lineages:
+        pair = _moves.pair_of(shifted, lineage, "vitro-to-vivo")
+        y0, y1 = (
+            _sweep.predict(shifted, 0, _selection.read_streams(shifted, 0, b, windows))
+            for b in pair
+        )
+        base, target = moves._mean_acts(0)[pair]
+        total += (y1 - y0).sum() * float(target[DRIVER] - base[DRIVER])
+    assert scores[DRIVER] == pytest.approx(total, rel=1e-3)
+    assert scores[IDLE] == 0, "nobody reads it"
+
+
+# --- Features of a planted factor -----------------------------------------------------
+
+
+def test_matched_weights_spread_predictions_alike():
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(40, 60))
+    at = (base + rng.normal(size=base.shape)) > 1.5  # sites are predicted higher
+    away = ~at & (rng.random(base.shape) < 0.5)
+    weights = _specificity._matched(base, at, away)
+    assert (weights[~away] == 0).all()
+    assert weights.sum() == pytest.approx(at.sum(), rel=0.01)
+    assert np.average(base, weights=weights) == pytest.approx(base[at].mean(), abs=0.1)
+    assert base[away].mean() < base[at].mean() - 0.3
+    assert not _specificity._matched(base, at & False, away).any()
+
+
+def test_specific_features_keep_their_joint_effect_at_the_sites():
+    at_sites = np.array([-0.5, -0.4, -0.3, 0.2, -0.001])
+    elsewhere = np.array([-0.05, -0.3, 0.04, 0.0, 0.0])
+    chosen = _specificity._specific(at_sites, elsewhere)
+    assert list(chosen) == [0, 2]
+    assert len(_specificity._specific(np.zeros(3), np.zeros(3))) == 0
+
+
+def test_best_block_prefers_specific_over_large():
+    removed = {
+        (0, "A"): np.array([[-1.0], [-0.9]]),
+        (1, "A"): np.array([[-0.1], [0.0]]),
+        (2, "A"): np.array([[-0.2], [0.01]]),
+    }
+    sets = {key: np.array([0]) for key in removed} | {(0, "B"): np.array([], int)}
+    best = _specificity._best_block(sets, removed)
+    assert set(best) == {"A"}
+    layer, features, estimate = best["A"]
+    assert (layer, list(features)) == (2, [0])
+    assert estimate["tune_specificity"] == pytest.approx(20)
+
+
+def test_zeroing_features_of_a_linear_model_is_what_was_estimated(shifted):
+    known = _selection.dictionaries(shifted)
+    windows = np.arange(6)
+    x = _selection.read_streams(shifted, 0, 0, windows)
+    shape = (6, x.shape[1] - 4)
+    rng = np.random.default_rng(0)
+    weights = torch.from_numpy((rng.random((2, *shape)) < 0.3).astype(np.float32))
+    predicted = shifted.model.head(x).log1p()
+    tokens = _specificity._Tokens(0, weights)
+    streams = [dict.fromkeys(known, x)]
+    split = _specificity._Split(windows, streams, [predicted], {"A": [tokens]})
+    removed = _specificity._estimate(shifted, known, split, "visible")
+    row = _specificity._measure(shifted, known[0], "A", np.array([LEVEL]), split)
+    estimate = removed[0, "A"][:, LEVEL]
+    np.testing.assert_allclose(
+        [row["at_sites"], row["elsewhere"]], estimate, rtol=1e-4, atol=1e-6
+    )
+    inner = x[:, 2:-2, LEVEL]
+    expected = -(weights[0] * inner).sum() / weights[0].sum()
+    assert row["at_sites"] == pytest.approx(float(expected), rel=1e-4)
+    assert row["n_sites"] == int(weights[0].sum())
 
 
 # --- The whole chain on a real model --------------------------------------------------
@@ -496,11 +796,12 @@ def test_causal_tests_of_an_untrained_model(small_study, tmp_path, monkeypatch):
     monkeypatch.setattr(stages.train_saes, "__defaults__", (few,))
     counts = {"resample": {"any other": 19, "not significant": 9}, "zero": {}}
     counts["zero"] = {"any other": 5}
-    monkeypatch.setattr(causal, "N_RANDOM", counts)
-    monkeypatch.setattr(causal, "N_WINDOWS", 8)
+    monkeypatch.setattr(_ablation, "N_RANDOM", counts)
+    monkeypatch.setattr(_ablation, "N_WINDOWS", 8)
     monkeypatch.setattr(_steering, "N_TEST", 8)
-    monkeypatch.setattr(_steering, "N_TUNE", 4)
+    monkeypatch.setattr(_sweep, "N_TUNE", 4)
     study = replace(small_study, run=Run(tmp_path / "run"), blocks=[1])
+    causal.register(study)
     effects = causal.ablation(study)
     assert set(effects["layer"]) <= set(study.blocks)
     assert effects["q_bh"].between(0, 1).all()

@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -10,6 +8,7 @@ from helpers.interventions import (
     ablation_deltas,
     block_bootstrap,
     diff_mean,
+    edit_blocks,
     effect_size,
     effects,
     gap_closed,
@@ -231,34 +230,45 @@ def test_effects_refuses_no_edits_and_bad_layers():
         effects(model, x, 0, [torch.zeros(4)], batch_size=0)
 
 
-def test_effects_is_much_faster_than_hooks_on_full_passes():
+def test_effects_equal_hooks_on_full_passes_without_running_the_tower():
     model = ToyEpiBERT.mixing(12, d=4)
     inputs, layer = toy_inputs(1), 10
     x = capture(model, inputs, [layer])[layer]
-    sae, sets = random_sae(), [[i % 12, (i + 1) % 12] for i in range(100)]
+    sae, sets = random_sae(), [[i % 12, (i + 1) % 12] for i in range(20)]
+    slow = []
+    for features in sets:
+        edit = {layer: lambda s, f=features: ablate(s, sae, f, value="zero")}
+        with torch.no_grad(), edited(model, edit):
+            slow.append(model(*inputs))
+    calls = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda *_, block=block: calls.append(block))
+    model.encode_sequence = None  # would fail if it were called
+    deltas = ablation_deltas(x, sae, sets, value="zero")
+    fast = effects(model, x, layer, deltas).edited
+    torch.testing.assert_close(fast, torch.stack(slow))
+    assert set(calls) == {model.blocks[11]}
+    assert len(calls) == 2, "once without an edit, once with all of them"
 
-    def naive():
-        outputs = []
-        for features in sets:
-            edit = {layer: lambda s, f=features: ablate(s, sae, f, value="zero")}
-            with torch.no_grad(), edited(model, edit):
-                outputs.append(model(*inputs))
-        return torch.stack(outputs)
 
-    def batched():
-        return effects(
-            model, x, layer, ablation_deltas(x, sae, sets, value="zero")
-        ).edited
-
-    times = []
-    for run in (naive, batched):
-        run()
-        start = time.perf_counter()
-        outputs = run()
-        times.append((time.perf_counter() - start, outputs))
-    (naive_time, slow), (batched_time, fast) = times
-    torch.testing.assert_close(fast, slow)
-    assert naive_time > 3 * batched_time
+def test_edit_blocks_equals_one_forward_pass_with_both_edits():
+    model, inputs = ToyEpiBERT.mixing(4, d=4), toy_inputs(2)
+    sae = random_sae()
+    edits = {
+        block: lambda s, f=features: ablate(s, sae, f, value="zero")
+        for block, features in ((1, [0, 3]), (2, [5]))
+    }
+    x = capture(model, inputs, [1])[1]
+    with torch.no_grad(), edited(model, edits):
+        expected = model(*inputs)
+    torch.testing.assert_close(edit_blocks(model, x, edits), expected)
+    unedited = edit_blocks(model, x, {1: lambda s: s})
+    with torch.no_grad():
+        assert torch.equal(unedited, model(*inputs))
+    with pytest.raises(ValueError, match="at least one block"):
+        edit_blocks(model, x, {})
+    with pytest.raises(ValueError, match="0 … 3; got 4"):
+        edit_blocks(model, x, {4: lambda s: s})
 
 
 def feature_table(n=2000, seed=0):
@@ -317,6 +327,12 @@ def test_matched_random_sets_use_every_candidate_if_they_must():
 
 def test_matched_random_sets_refuse_what_cannot_be_matched():
     density, norm, _ = feature_table(20)
+    with pytest.raises(ValueError, match="larger than the alive .* 30 .* 20 alive"):
+        matched_random_sets(np.arange(30), np.arange(20), density, norm)
+    level = np.repeat(np.arange(1.0, 11.0), 50)
+    far = np.arange(450, 470), np.flatnonzero(level <= 7), level, level
+    with pytest.raises(ValueError, match="within 2 deciles .* widen to 3.0"):
+        matched_random_sets(*far, n_sets=5, max_widened=2)
     with pytest.raises(ValueError, match="15 selected and 5 candidates"):
         matched_random_sets(np.arange(15), np.arange(20), density, norm)
     with pytest.raises(ValueError, match="0 selected"):
