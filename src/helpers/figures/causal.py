@@ -134,7 +134,7 @@ def doses(sweep: pd.DataFrame, direction: str, ax: Axes | None = None) -> Axes:
         ax.plot(
             curve.index,
             curve,
-            style,
+            linestyle=style,
             marker=".",
             color=_color(method),
             label=f"{method} (block {layer})",
