@@ -411,6 +411,7 @@ summary.round(2)
 #
 # A real effect should grow with the number of features and with the share $\lambda$ of the change that is made.
 # The additivity index is the effect of a set over the sum of the effects of its features one by one: 1 if they act independently, below 1 if they stand in for each other.
+# It is left out where the interval of the sum holds 0.
 
 # %% tags=["remove-stderr"]
 growth = causal.dose_response(study)
@@ -440,7 +441,8 @@ for (layer, _), rows in of_strength.groupby(["layer", "lineage"]):
 print(f"effects grow with every step of lambda in {sum(trend)} of {len(trend)} cases")
 
 # %% [markdown]
-# One by one, few features carry the effect, and the rank by CDS hardly tells which: features that differ in the input need not act on the output.
+# One by one, few features carry the effect.
+# Features that differ in the input need not act on the output; the table below says how far the rank by CDS tells which do (a negative correlation: high ranks act more).
 
 # %% mystnb={"figure": {"caption": "Effect of every selected feature alone at vivo-up tokens of the tissue input against its rank by absolute CDS, in the block of the endpoint and in the last; the features with the largest mean effect are named.", "name": "fig-singles"}, "image": {"alt": "Two scatter plots of single-feature effects against rank, one marker per lineage, with a few features far from zero."}}
 of_outcome = rows_of(singles, outcome="vivo-up")

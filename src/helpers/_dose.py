@@ -52,8 +52,9 @@ def dose_response(study: Study) -> pd.DataFrame:
         (the strongest by CDS; more than the selected ones too) and ``strength``
         (lambda): ``effect`` with ``low``, ``high`` (95 %, genomic blocks);
         ``sum_of_singles``, the sum of the effects of the same features one by one, and
-        ``additivity``, the effect over that sum, with an interval. The last three
-        for strength 1 and sets within the selected features only.
+        ``additivity``, the effect over that sum, with an interval. The last ones for
+        strength 1 and sets within the selected features only; additivity is missing
+        where the interval of the sum holds 0.
 
     Raises
     ------
@@ -179,15 +180,21 @@ def _with_interval(
     seed: int,
     sum_of_singles: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Return mean change per window and, beside a sum of singles, their ratio."""
+    """Return mean change per window and, beside a sum of singles, their ratio.
+
+    There is no ratio where the interval of the sum holds 0: it would mean nothing.
+    """
     drawn = block_bootstrap(change, blocks, random_state=seed)
     row = {"effect": drawn.estimate, "low": drawn.low, "high": drawn.high}
-    if sum_of_singles is not None and sum_of_singles.sum() != 0:
+    if sum_of_singles is None:
+        return {k: float(v) for k, v in row.items()}
+    total = block_bootstrap(sum_of_singles, blocks, random_state=seed)
+    row["sum_of_singles"] = total.estimate
+    if total.low > 0 or total.high < 0:
         ratio = block_bootstrap(
             change, blocks, denominators=sum_of_singles, random_state=seed
         )
         row |= {
-            "sum_of_singles": sum_of_singles.mean(),
             "additivity": ratio.estimate,
             "additivity_low": ratio.low,
             "additivity_high": ratio.high,

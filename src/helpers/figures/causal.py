@@ -57,6 +57,8 @@ _LOWEST = -1.0  # of a GC2 axis: below, a method is just wrong
 
 
 def _color(method: str) -> str:
+    if method.endswith(("shuffled", "reversed")):
+        return COLORS["control"]
     return COLORS[_KINDS[method.split(",")[0].split(" ")[0]]]
 
 
@@ -454,7 +456,7 @@ def specificity(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.annotate(
             f"{table['factor'][i]} ({table['layer'][i]})",
             (x[i], y[i]),
-            xytext=(-5 if k % 2 else 5, 2),
+            xytext=(-5 if k % 2 else 5, 2 - 5 * k),
             ha="right" if k % 2 else "left",
             textcoords="offset points",
             fontsize=8,
