@@ -125,7 +125,6 @@ def plant(study, folder, monkeypatch, streams, significant, read=(LEVEL, DRIVER)
     monkeypatch.setattr(_steering, "_swapped_inputs", swapped)
     monkeypatch.setattr(_moves, "N_SETS", 8)
     monkeypatch.setattr(_moves, "N_OTHER", 4)
-    monkeypatch.setattr(_sweep, "N_TUNE", 8)
     return replace(study, run=run, model=model)
 
 

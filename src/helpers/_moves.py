@@ -50,7 +50,7 @@ LINEAR = (
     "LDA",
     "affine map",
 )
-N_SETS, N_OTHER = 50, 20  # random feature sets, other random directions
+N_SETS, N_OTHER = 30, 20  # random feature sets, other random directions
 N_OUTPUT = 16  # tune windows on which features are filtered by their output
 _MAX_RATIO = 10.0  # by which an active feature may grow
 _RIDGE = 0.01  # of the mean variance, added to every covariance

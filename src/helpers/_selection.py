@@ -269,7 +269,7 @@ def _choose(
     length = sae.decoder_directions.norm(dim=1).cpu().numpy()
     passed = table[table["p_bonferroni"] <= ALPHA]
     ranked = passed.sort_values("cds", key=np.abs, ascending=False)
-    significant = ranked["feature"].to_numpy()
+    significant = ranked["feature"].to_numpy(copy=True)
     firing = np.flatnonzero(density > 0)
     chosen = None
     for n in SIZES:
