@@ -34,7 +34,7 @@ from helpers.truth import factor_sites, match_features, read_factors
 
 __all__ = ["factor_specificity"]
 
-N_WINDOWS = {"tune": 48, "test": 64}
+N_WINDOWS = {"tune": 64, "test": 64}
 TRACKS = ("visible", "hidden")
 WANTED = 5.0  # times more at sites than elsewhere
 _SMALLEST = 0.002  # change at sites, log1p, for a feature to count
