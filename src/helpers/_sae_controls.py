@@ -1,5 +1,8 @@
 """What an SAE must beat: the principal components of its rows.
 
+Dense, the first n components are n numbers of a token; sparse, its n largest scores are
+n numbers as well, of a basis that was not learned for sparsity.
+
 The other controls are SAEs themselves: of random directions (`frozen_decoder` of the
 config), and of the activations of a model with random weights.
 """
@@ -7,6 +10,7 @@ config), and of the activations of a model with random weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,7 +18,57 @@ import torch
 
 from helpers._sae_rows import Matrix, check_matrix, stream
 
-__all__ = ["pca_fvu"]
+__all__ = ["PrincipalComponents", "pca_fvu", "principal_components"]
+
+
+class PrincipalComponents(NamedTuple):
+    """An orthonormal basis of rows, directions of largest variance first.
+
+    Attributes
+    ----------
+    mean : torch.Tensor, shape (d_in,)
+        Mean row.
+    components : torch.Tensor, shape (d_in, d_in)
+        Directions, of norm 1.
+    """
+
+    mean: torch.Tensor
+    components: torch.Tensor
+
+    def encode(self, activations: torch.Tensor) -> torch.Tensor:
+        """Return the scores of rows (..., d_in) on all components, (..., d_in)."""
+        return (activations - self.mean) @ self.components.T
+
+    def first(self, activations: torch.Tensor, n: int) -> torch.Tensor:
+        """Reconstruct rows (..., d_in) from their scores on the first n components."""
+        kept = self.components[:n]
+        return (activations - self.mean) @ kept.T @ kept + self.mean
+
+    def largest(self, activations: torch.Tensor, n: int) -> torch.Tensor:
+        """Reconstruct rows (..., d_in) from the n largest scores of each."""
+        scores = self.encode(activations)
+        kept = scores.abs().topk(n, dim=-1).indices
+        sparse = torch.zeros_like(scores).scatter(-1, kept, scores.gather(-1, kept))
+        return sparse @ self.components + self.mean
+
+
+def principal_components(activations: Matrix) -> PrincipalComponents:
+    """Return the principal components of rows, in single precision on the CPU.
+
+    Parameters
+    ----------
+    activations : torch.Tensor or array-like, shape (n_tokens, d_in)
+        Raw activations; read in chunks.
+
+    Raises
+    ------
+    ValueError
+        If a row is not finite.
+    """
+    check_matrix("activations", activations)
+    mean, covariance = _mean_and_covariance(activations)
+    _, vectors = torch.linalg.eigh(covariance)
+    return PrincipalComponents(mean.float(), vectors.flip(1).T.contiguous().float())
 
 
 def pca_fvu(

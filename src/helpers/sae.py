@@ -10,7 +10,11 @@ from __future__ import annotations
 
 from helpers._sae_card import Card, evaluate
 from helpers._sae_config import SAEConfig
-from helpers._sae_controls import pca_fvu
+from helpers._sae_controls import (
+    PrincipalComponents,
+    pca_fvu,
+    principal_components,
+)
 from helpers._sae_interchange import (
     export_saelens,
     import_dictionary_learning,
@@ -34,6 +38,7 @@ __all__ = [
     "Match",
     "MatrixRows",
     "PlantedWorld",
+    "PrincipalComponents",
     "Recovery",
     "RowSource",
     "SAEConfig",
@@ -46,6 +51,7 @@ __all__ = [
     "match_features",
     "pca_fvu",
     "planted_world",
+    "principal_components",
     "recovery",
     "seed_stability",
     "subspace_overlap",
