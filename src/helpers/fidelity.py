@@ -30,21 +30,30 @@ _BATCH_TOKENS = 2048  # tokens of a forward pass
 _SUMS = ["loss", "loss_edited", "loss_mean", "loss_zero", "change", "gap"]
 
 
-def loss_recovered(study: Study) -> pd.DataFrame:
+def loss_recovered(
+    study: Study, by: tuple[str, ...] = ("layer", "tokens", "biosample")
+) -> pd.DataFrame:
     """Score every dictionary by the prediction loss its reconstruction recovers.
+
+    Parameters
+    ----------
+    study : Study
+        The run.
+    by : tuple of str
+        Columns that name a row: some of layer, tokens, biosample and context.
 
     Returns
     -------
     pandas.DataFrame
-        From `with_recovery`: one row per block, biosample and kind of ``tokens``.
+        From `with_recovery`.
     """
     saes = train_saes(study)
 
     def build() -> pd.DataFrame:
         means = {layer: sae.mean for layer, sae in saes.items()}
         edits = {layer: {"dictionary": sae} for layer, sae in saes.items()}
-        table = with_recovery(splice_losses(study, edits, means))
-        return table.drop(columns="name")
+        sums = splice_losses(study, edits, means).drop(columns="name")
+        return sums.merge(study.design[["biosample", "context"]], on="biosample")
 
     recipe = {
         "saes": [study.run.key(f"sae/block{b}") for b in study.blocks],
@@ -52,7 +61,8 @@ def loss_recovered(study: Study) -> pd.DataFrame:
         "n_windows": _N_WINDOWS,
         "code": code_digest("fidelity", "probe", "epibert", "windows"),
     }
-    return study.run.table("loss_recovered.parquet", recipe, build)
+    sums = study.run.table("loss_recovered.parquet", recipe, build)
+    return with_recovery(sums, by)
 
 
 @torch.no_grad()
@@ -124,9 +134,7 @@ def splice_losses(
     return pd.DataFrame(list(sums.values()), index, columns).reset_index()
 
 
-def with_recovery(
-    sums: pd.DataFrame, by: tuple[str, ...] = ("layer", "name", "tokens", "biosample")
-) -> pd.DataFrame:
+def with_recovery(sums: pd.DataFrame, by: tuple[str, ...]) -> pd.DataFrame:
     """Turn sums of losses into means, and into the shares recovered.
 
     Parameters

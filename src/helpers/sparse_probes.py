@@ -18,7 +18,7 @@ __all__ = ["sparse_probe"]
 
 _RIDGE = 1e-3  # of standardized numbers: separable classes keep finite weights
 _NEWTON_STEPS = 50
-_CONVERGED = 1e-5
+_CONVERGED = 1e-7  # of the objective: rankings settle long before the weights
 
 
 def sparse_probe(
@@ -39,8 +39,7 @@ def sparse_probe(
     train_labels, test_labels : numpy.ndarray of length n_train and n_test
         Class of each row.
     n_numbers : sequence of int
-        How many numbers of the code a probe reads, at most; those beyond the width are
-        left out, and the full width is added.
+        How many numbers of the code a probe reads; what exceeds the width is left out.
 
     Returns
     -------
@@ -83,7 +82,7 @@ def sparse_probe(
             f"{list(classes)} and {list(np.unique(test_labels))}"
         )
     width = train.shape[1]
-    sizes = sorted({n for n in n_numbers if n < width} | {width})
+    sizes = sorted({n for n in n_numbers if n <= width})
     mean, sd = train.mean(axis=0, dtype=float), train.std(axis=0, dtype=float)
     sd = np.where(sd > 0, sd, 1.0)
     rows = []
@@ -129,8 +128,8 @@ def _logistic_weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
             if found <= reached:
                 break
             step /= 2
-        weights, reached = weights - step, found
-        if np.abs(step).max() < _CONVERGED:
+        gained, weights, reached = reached - found, weights - step, found
+        if gained < _CONVERGED:
             break
     return weights[1:]
 
