@@ -45,7 +45,7 @@ FRONT_KS = (4, 8, 16, 32, 64)
 FRONT_WIDTHS = (2, 4, 8, 16)  # features per dimension of the stream
 NESTED_WIDTH = 8  # at which Matryoshka and the peers are compared
 BROAD = 0.1  # share of tokens above which a feature fires broadly
-_N_TRAIN, _N_HELDOUT = 73_728, 12_288  # rows of the short budget
+_N_TRAIN, _N_HELDOUT = 49_152, 12_288  # rows of the short budget
 _FINGERPRINT_RTOL = 1e-3  # other processors round the streams otherwise
 
 logger = logging.getLogger("helpers.sae")
@@ -66,7 +66,7 @@ class FrontRows(NamedTuple):
 
 
 def front_rows(study: Study, layer: int) -> FrontRows:
-    """Draw the rows of the short budget: at most 73,728 to train, 12,288 held out."""
+    """Draw the rows of the short budget: at most 49,152 to train, 12,288 held out."""
     store = extract(study)
 
     def draw(split: str, n_rows: int) -> torch.Tensor:

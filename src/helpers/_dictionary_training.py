@@ -59,7 +59,7 @@ RESCUES = {
 }
 WORLD_KS = (4, 8, 16)  # 8 features are active on average
 WORLD_WIDTHS = (96, 192, 384)  # 192 directions are planted
-_WORLD_ROWS, _WORLD_TEST = 30_000, 8_000
+_WORLD_ROWS, _WORLD_TEST = 24_000, 8_000
 _WORLD_SEEDS = 5  # at the true width, of the two sparser settings
 _SHORT_SEEDS = (0, 1, 2)
 _START_ROWS = 4096
