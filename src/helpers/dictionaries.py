@@ -457,10 +457,11 @@ def _labels(study: Study, index: pd.DataFrame) -> pd.DataFrame:
 def controls(study: Study, layer: int | None = None) -> pd.DataFrame:
     """Set the dictionary of a block beside what it must beat.
 
-    The same card for: the study's own dictionary and two fresh seeds; Matryoshka; a
-    dictionary whose directions are random and stay so; principal components, the first
-    k and the k largest scores of each token, which are as many numbers; and a
-    dictionary of the same block of a model that was never trained.
+    The same card for: the study's own dictionary and two fresh seeds; Matryoshka; one
+    whose dead features are left to the auxiliary loss and never started anew; one whose
+    directions are random and stay so; principal components, the first k and the k
+    largest scores of each token, which are as many numbers; and a dictionary of the
+    same block of a model that was never trained.
 
     Returns
     -------
@@ -475,6 +476,7 @@ def controls(study: Study, layer: int | None = None) -> pd.DataFrame:
     config = _settings(saes[0])
     others = {
         "Matryoshka": {"matryoshka": nested_sizes(config.d_sae)},
+        "no restarts": {"revive_until": 0.0},
         "random directions": {"frozen_decoder": True},
     }
     names = [f"seed {_settings(sae).random_state}" for sae in saes]

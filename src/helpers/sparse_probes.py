@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+import torch
+import torch.nn.functional as F
+from scipy import stats
 
 __all__ = ["sparse_probe"]
 
@@ -105,24 +107,26 @@ def sparse_probe(
 def _logistic_weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return the weights of a logistic regression with intercept, by Newton's method.
 
-    The intercept moves no ranking and is not returned.
+    The intercept moves no ranking and is not returned. In torch, whose threads sleep
+    between small products where those of numpy may spin.
     """
-    design = np.column_stack([np.ones(len(x)), x])
-    penalty = np.full(design.shape[1], _RIDGE)
+    design = torch.from_numpy(np.column_stack([np.ones(len(x)), x]))
+    target = torch.from_numpy(y).to(design)
+    penalty = torch.full(design.shape[1:], _RIDGE).to(design)
     penalty[0] = 0.0
 
-    def objective(weights: np.ndarray) -> float:
+    def objective(weights: torch.Tensor) -> float:
         logits = design @ weights
-        loss = np.logaddexp(0, logits).mean() - (logits * y).mean()
-        return loss + 0.5 * (penalty * weights**2).sum()
+        loss = F.binary_cross_entropy_with_logits(logits, target)
+        return float(loss + 0.5 * (penalty * weights**2).sum())
 
-    weights = np.zeros(design.shape[1])
+    weights = torch.zeros_like(penalty)
     reached = objective(weights)
     for _ in range(_NEWTON_STEPS):
-        p = special.expit(design @ weights)
-        slope = design.T @ (p - y) / len(y) + penalty * weights
+        p = torch.sigmoid(design @ weights)
+        slope = design.T @ (p - target) / len(y) + penalty * weights
         curvature = (design * (p * (1 - p))[:, None]).T @ design / len(y)
-        step = np.linalg.solve(curvature + np.diag(penalty + 1e-12), slope)
+        step = torch.linalg.solve(curvature + torch.diag(penalty + 1e-12), slope)
         for _ in range(30):  # a full step may overshoot far from the optimum
             found = objective(weights - step)
             if found <= reached:
@@ -131,7 +135,7 @@ def _logistic_weights(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         gained, weights, reached = reached - found, weights - step, found
         if gained < _CONVERGED:
             break
-    return weights[1:]
+    return weights[1:].numpy()
 
 
 def _auc(score: np.ndarray, inside: np.ndarray) -> float:
