@@ -207,7 +207,7 @@ text = f"""
 - Fresh seeds: FVU {fresh["fvu"].min():.4f} and {fresh["fvu"].max():.4f} against {own["fvu"]:.4f} of the study's own.
 - As many principal scores, the largest of each token, leave {sparse_pca["fvu"]:.4f}: {sparse_pca["fvu"] / own["fvu"]:.1f} times as much. The stream of the small model is only {study.model.config.d_model} wide.
 - Random directions leave {controls.loc["random directions", "fvu"]:.3f}; without restarts of dead features {controls.loc["no restarts", "fvu"]:.4f}, with {controls.loc["no restarts", "dead_percent"]:.0f} % of them dead.
-- The stream of the untrained model is described with FVU {controls.loc["untrained model", "fvu"]:.4f}. A low error says nothing about what was learned. One number gives its context with AUC {controls.loc["untrained model", "context, 1"]:.2f}, and the class of a token with {controls.loc["untrained model", "token class, 1"]:.2f} against {own["token class, 1"]:.2f}.
+- The stream of the untrained model is described with FVU {controls.loc["untrained model", "fvu"]:.4f}. An error alone does not say what a model has learned. One number gives its context with AUC {controls.loc["untrained model", "context, 1"]:.2f}, and the class of a token with {controls.loc["untrained model", "token class, 1"]:.2f} against {own["token class, 1"]:.2f}.
 """
 display(Markdown(text))
 
@@ -266,6 +266,12 @@ else:
 wide = front[front["architecture"] == "BatchTopK"].pivot_table("fvu", "k", "d_sae")
 dense = front[front["architecture"] == "PCA"].set_index("k")["fvu"]
 beaten = [k for k in wide.index if k in dense and dense[k] < wide.loc[k].min()]
+at_peer = peers.points[peers.points["rule"] == "tuned"].pivot_table(
+    "fvu", "k", "contender"
+)
+if "dictionary_learning" in at_peer:
+    ratio = at_peer["helpers"] / at_peer["dictionary_learning"]
+    text += f" Ours leaves {ratio.min():.2f} to {ratio.max():.2f} times what dictionary_learning leaves at equal k and steps."
 if beaten:
     text += f" At k = {', '.join(map(str, beaten))} the largest principal scores leave less than any of these short dictionaries."
 display(Markdown(text))
@@ -304,11 +310,13 @@ pd.Series({layer: sae.provenance["gamma"] for layer, sae in saes.items()}).renam
 # The trainer subtracts the mean, so that its runs do not depend on $\gamma$.
 # Here it is fed rows with the mean left in, and with the mean stretched; dead features are left to the auxiliary loss.
 
-# %% tags=["remove-stderr"] mystnb={"figure": {"caption": "Left: share of features that no token selects at a random start, and that are dead after training, when the mean is left in; dashed: the same with centering. Right: share of features silent for a tenth of an epoch in centered runs, by how dead features are rescued.", "name": "fig-dead"}, "image": {"alt": "Left, two rising lines of dead features against gamma with a flat dashed line for centered training; right, dead features over training steps for four ways of rescue."}}
+# %% tags=["remove-stderr"] mystnb={"figure": {"caption": "Left: share of features that no token selects at a random start, and that are dead after training, when the mean is left in; dashed: the same with centering. Middle and right: share of features silent for a tenth of an epoch, and error, in centered runs by how dead features are rescued.", "name": "fig-dead"}, "image": {"alt": "Left, two rising lines of dead features against gamma with a flat dashed line for centered training; then dead features and error over training steps for four ways of rescue."}}
 choices = dictionaries.training_choices(study, last)
-figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4))
+figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
 plots.uncentered(choices.table, axes[0])
 plots.dead_curves(choices.history, "dead", axes[1]).set_ylabel("share dead")
+plots.dead_curves(choices.history, "fvu", axes[2]).set_ylabel("FVU of the batch")
+axes[2].set_yscale("log")
 figures.panel_labels(axes)
 plt.show()
 
@@ -317,7 +325,16 @@ choices.table.round(4)
 
 # %% [markdown]
 # "Starting anew" gives a dead feature the direction of a badly reconstructed token; the auxiliary loss lets dead features reconstruct what the living miss.
-# In short runs the first is repeated faster than features can settle, so read its FVU here before trusting a low share of dead features.
+# A rule that starts features anew every few steps of a short run can do more harm than good: compare the errors, not only the shares of dead features.
+
+# %% tags=["hide-input"]
+rescued = choices.table[choices.table["centered"]].set_index("rescue")
+text = f"""
+- With both rescues the short run ends at FVU {rescued.loc["both", "fvu"]:.3f} with {rescued.loc["both", "dead_percent"]:.0f} % dead; with the auxiliary loss alone at {rescued.loc["auxiliary loss", "fvu"]:.3f} with {rescued.loc["auxiliary loss", "dead_percent"]:.0f} %; with neither at {rescued.loc["neither", "fvu"]:.3f} with {rescued.loc["neither", "dead_percent"]:.0f} %.
+- The nearest other feature has a median cosine of {rescued.loc["both", "decoder_cosine"]:.2f} with both rescues and {rescued.loc["auxiliary loss", "decoder_cosine"]:.2f} without starting anew: a cosine near 1 means copies.
+- In the full run the same choice is between FVU {own["fvu"]:.4f} with {own["dead_percent"]:.0f} % dead and {controls.loc["no restarts", "fvu"]:.4f} with {controls.loc["no restarts", "dead_percent"]:.0f} %.
+"""
+display(Markdown(text))
 
 # %% [markdown]
 # ## Nested dictionaries
@@ -327,11 +344,12 @@ choices.table.round(4)
 
 # %% tags=["remove-stderr"]
 architectures = dictionaries.architectures(study, last)
-architectures.groupby("architecture").agg(["mean", "std"]).drop(columns="seed").T.round(
-    4
-)
+summary = architectures.drop(columns="seed").groupby("architecture")
+summary.agg(["mean", "std"]).T.round(4)
 
 # %% [markdown]
+# `stability` is comparable between the two only: dead features, which stay near their start, are counted.
+#
 # Then where the truth is known: rows that are sparse sums of 192 directions in 64 dimensions, 8 active on average, in families of a parent and its children.
 # Recall of a parent is the share of its tokens on which the best matching feature fires: low where children have absorbed it.
 
@@ -380,20 +398,24 @@ null = pairs.loc[pairs["second"] == "scrambled"].iloc[0]
 seeds = pairs.loc[pairs["second"] != "scrambled"]
 recall, found = parents.xs("parent_recall", level="score"), []
 for k, row in recall.iterrows():
-    sign = (
-        "more" if row["low"] > 0 else "less" if row["high"] < 0 else "not clearly more"
-    )
+    sign = "the same within error"
+    if row["low"] > 0 or row["high"] < 0:
+        sign = "higher" if row["low"] > 0 else "lower"
     found.append(
         f"{sign} at k = {k} ({row['difference']:+.3f}, {row['low']:+.3f} to {row['high']:+.3f})"
     )
 cosine = parents.xs("mean_max_cosine", level="score")["difference"]
+targets = ("context", "lineage", "token class")
+read = {name: (own[f"{name}, 1"], sparse_pca[f"{name}, 1"]) for name in targets}
+easier = [name for name, (x, y) in read.items() if x > y]
 uncentered = choices.table[~choices.table["centered"]].iloc[0]
 takeaways = f"""
-- **Most features are a matter of the seed.** Matched features of two seeds have a mean cosine of {seeds["cosine"].mean():.2f}, scrambled ones {null["cosine"]:.2f}; {100 * seeds["share"].mean():.0f} % exceed 0.7 against {100 * null["share"]:.1f} %, and {100 * stable.features["robust"].mean():.0f} % are robust in three seeds. What later pages say of single features holds for this dictionary; what they say of sets should be read with that in mind.
-- **A low error is not evidence of learning.** The stream of an untrained model is described with FVU {controls.loc["untrained model", "fvu"]:.4f} against {own["fvu"]:.4f}, and principal scores, as many and as sparse, come to {sparse_pca["fvu"]:.4f}.
-- **Features are not easier to read than the stream.** With one number the token class has AUC {own["token class, 1"]:.2f} from features and {sparse_pca["token class, 1"]:.2f} from principal components; with 16 it is {own["token class, 16"]:.2f} and {sparse_pca["token class, 16"]:.2f}.
-- Matryoshka keeps planted parents whole {"; ".join(found)}; its directions are further from the planted ones (cosine {cosine.min():+.3f} to {cosine.max():+.3f}).
-- The dictionaries leave {100 * everything["fvu"].min():.1f} to {100 * everything["fvu"].max():.1f} % of the variance of held-out streams unexplained and, spliced back, recover {100 * everything["recovered"].min():.1f} to {100 * everything["recovered"].max():.1f} % of the prediction loss ({100 * everything["recovered_hidden"].min():.1f} to {100 * everything["recovered_hidden"].max():.1f} % on hidden tokens). Fresh seeds confirm the error.
+- **How much is chance.** Matched features of two seeds have a mean cosine of {seeds["cosine"].mean():.2f}, scrambled ones {null["cosine"]:.2f}; {100 * seeds["share"].mean():.0f} % exceed 0.7 against {100 * null["share"]:.1f} %, and {100 * stable.features["robust"].mean():.0f} % are robust in three seeds. What later pages say of single features holds for this dictionary.
+- **What a low error shows.** The stream of an untrained model is described with FVU {controls.loc["untrained model", "fvu"]:.4f} against {own["fvu"]:.4f}, and principal scores, as many and as sparse, come to {sparse_pca["fvu"]:.4f}.
+- **One number.** Features are easier to read than principal components for {len(easier)} of {len(read)} targets; AUC from features and from components: {"; ".join(f"{name} {x:.2f} and {y:.2f}" for name, (x, y) in read.items())}.
+- **Dead features.** {100 * rare.min():.0f} to {100 * rare.max():.0f} % of features fire on less than a thousandth of the tokens, and the full run without restarts has FVU {controls.loc["no restarts", "fvu"]:.4f} against {own["fvu"]:.4f}.
+- Matryoshka and planted parents: recall is {"; ".join(found)}; the cosine of its directions with the planted ones differs by {cosine.min():+.3f} to {cosine.max():+.3f}.
+- The dictionaries leave {100 * everything["fvu"].min():.1f} to {100 * everything["fvu"].max():.1f} % of the variance of held-out streams unexplained and, spliced back, recover {100 * everything["recovered"].min():.1f} to {100 * everything["recovered"].max():.1f} % of the prediction loss ({100 * everything["recovered_hidden"].min():.1f} to {100 * everything["recovered_hidden"].max():.1f} % on hidden tokens). Two fresh seeds of the last block leave {100 * fresh["fvu"].min():.2f} and {100 * fresh["fvu"].max():.2f} %, the study's own {100 * own["fvu"]:.2f} %.
 - L0 differs between conditions by a factor of at most {spread["ratio"].max():.2f}. With the mean left in, {uncentered["dead_percent"]:.0f} % of features would be dead after a short run at $\\gamma$ = {uncentered["gamma"]:.1f}.
 """
 display(Markdown(takeaways))

@@ -158,10 +158,13 @@ def _losses_by_rows(study: Study) -> pd.DataFrame:
         found = loss_recovered(study, by).rename(columns={group: "rows"})
         if group == "all":
             found["rows"] = "all"
-        parts.append(found.set_index(["tokens", "layer", "rows"]))
+        parts.append(found.set_index(["layer", "rows"]))
     table = pd.concat(parts).drop(columns=["n_tokens", "loss_zero"])
-    hidden = table.loc["hidden", "recovered"].rename("recovered_hidden")
-    return table.loc["all"].drop(columns="recovered_from_zero").join(hidden)
+    hidden = table.loc[table["tokens"] == "hidden", "recovered"]
+    seen = table[table["tokens"] == "all"].drop(
+        columns=["tokens", "recovered_from_zero"]
+    )
+    return seen.join(hidden.rename("recovered_hidden"))
 
 
 def l0_spread(card: pd.DataFrame) -> pd.DataFrame:

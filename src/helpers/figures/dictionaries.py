@@ -47,6 +47,17 @@ def training_curves(history: pd.DataFrame, column: str, ax: Axes | None = None) 
     return ax
 
 
+def _legend_above(ax: Axes) -> None:
+    """Put the legend above the panel, where no point lies under it."""
+    ax.legend(
+        loc="lower right",
+        bbox_to_anchor=(1.0, 0.98),
+        ncols=2,
+        columnspacing=1.0,
+        handletextpad=0.5,
+    )
+
+
 def card_by_biosample(
     cards: pd.DataFrame, column: str, contexts: dict[str, str], ax: Axes | None = None
 ) -> Axes:
@@ -79,7 +90,7 @@ def card_by_biosample(
         ax.scatter([], [], color=COLORS[context], marker=marker, label=context)
     ax.set_xticks(sorted(one["layer"].unique()))
     ax.set_xlabel("block")
-    ax.legend()
+    _legend_above(ax)
     return ax
 
 
@@ -261,7 +272,7 @@ def dead_curves(history: pd.DataFrame, column: str, ax: Axes | None = None) -> A
         smooth = one[column].rolling(10, min_periods=1).mean()
         ax.plot(one["step"], smooth, ls=style, lw=1.5, label=rescue)
     ax.set_xlabel("step")
-    ax.legend()
+    _legend_above(ax)
     return ax
 
 
