@@ -266,11 +266,12 @@ else:
 wide = front[front["architecture"] == "BatchTopK"].pivot_table("fvu", "k", "d_sae")
 dense = front[front["architecture"] == "PCA"].set_index("k")["fvu"]
 beaten = [k for k in wide.index if k in dense and dense[k] < wide.loc[k].min()]
-at_peer = peers.points[peers.points["rule"] == "tuned"].pivot_table(
-    "fvu", "k", "contender"
-)
-if "dictionary_learning" in at_peer:
-    ratio = at_peer["helpers"] / at_peer["dictionary_learning"]
+at_peer = peers.points[
+    (peers.points["contender"] == "dictionary_learning")
+    & (peers.points["rule"] == "tuned")
+].set_index("k")
+if len(at_peer):
+    ratio = wide[at_peer["d_sae"].max()] / at_peer["fvu"]
     text += f" Ours leaves {ratio.min():.2f} to {ratio.max():.2f} times what dictionary_learning leaves at equal k and steps."
 if beaten:
     text += f" At k = {', '.join(map(str, beaten))} the largest principal scores leave less than any of these short dictionaries."
