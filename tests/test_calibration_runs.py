@@ -36,9 +36,8 @@ def test_passes_with_own_inputs_are_the_summaries_of_the_run(study):
     found = calibration.pass_summaries(study, "own", dataset, windows, passes)
     for layer, summary in stages.summaries(study).items():
         expected = summary.mean_acts[[2, 0, 2]][:, windows]
-        np.testing.assert_allclose(found[layer].mean_acts, expected, atol=1e-6)
-        fired = summary.firing[[2, 0, 2]][:, windows]
-        np.testing.assert_allclose(found[layer].firing, fired, atol=1e-6)
+        # Streams are rounded to half precision: a token may fall on the other side.
+        np.testing.assert_allclose(found[layer].mean_acts, expected, 1e-3, 1e-5)
     again = calibration.pass_summaries(study, "own", dataset, windows, passes)
     np.testing.assert_array_equal(again[1].squares, found[1].squares)
 
@@ -99,7 +98,7 @@ def test_null_data_share_the_lineages_and_can_be_thinned(study):
     samples = calibration.samples_of(data.dataset)
     assert set(samples["lineage"]) == set(study.lineages)
     assert pd.Series(data.blocks).value_counts().unique().tolist() == [8]
-    assert len(set(data.blocks)) == 48
+    assert len(set(data.blocks)) == 24
     windows = range(len(data.dataset.windows))
 
     def height(dataset):
@@ -132,18 +131,76 @@ def test_stream_means_are_means_of_stored_streams(study):
 def test_gather_evidence_counts_what_its_tables_hold(study):
     evidence = calibration.gather_evidence(study, n_contrasts=3)
     assert list(evidence.counts.index) == study.blocks
+    scores = stages.score_context(study)
+    for key in ("layer", "feature", "class"):
+        assert list(evidence.features[key]) == list(scores[key])
     for layer, line in evidence.counts.iterrows():
-        held = stages.called_features(evidence.tracks[layer])
-        assert line["E1, held"] == len(held)
-        replicated = stages.called_features(evidence.replicates[layer])
-        assert line["E3, held"] == len(replicated)
+        own = evidence.features[evidence.features["layer"] == layer]
+        called = own[~own["class"].isin(["none", "untested"])]
+        assert line["E1"] == len(called) <= line["tested"]
+        assert line["motif-driven"] == (called["driver"] == "motif").sum()
+        for column, name in (
+            ("class_held", "E1, held"),
+            ("class_e3", "E3"),
+            ("class_e3_held", "E3, held"),
+        ):
+            assert line[name] == (~own[column].isin(["none", "untested"])).sum()
         named = evidence.carried.query("layer == @layer")
-        assert list(named["feature"]) == list(replicated.index)
-        assert line["motif-driven"] <= line["E1"] <= line["tested"]
-        swap = evidence.swaps[layer]
+        replicated = own[~own["class_e3_held"].isin(["none", "untested"])]
+        assert list(named["feature"]) == list(replicated["feature"])
+        decoys = evidence.placebo.query("layer == @layer")["n_called"]
+        assert len(decoys) == 3 and line["placebo, held"] == decoys.mean()
         np.testing.assert_allclose(
-            swap["delta_track"] + swap["delta_motif"], swap["delta_total"], atol=1e-6
+            own["delta_track"] + own["delta_motif"], own["delta_total"], atol=1e-6
         )
+
+
+def test_gather_evidence_is_kept_and_knows_its_recipe(study, monkeypatch):
+    first = calibration.gather_evidence(study, n_contrasts=3)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr("helpers._evidence.input_swap", refuse)
+    again = calibration.gather_evidence(study, n_contrasts=3)
+    pd.testing.assert_frame_equal(again.features, first.features)
+    with pytest.raises(AssertionError, match="scored again"):
+        calibration.gather_evidence(study, n_contrasts=2)
+
+
+def test_gather_evidence_without_replicates_leaves_out_what_needs_them(
+    study, tmp_path
+):
+    alone = [replace(tissue, replicates=()) for tissue in study.dataset.tissues]
+    dataset = stages.WindowDataset(alone, window_bp=study.dataset.window_bp)
+    bare = replace(study, dataset=dataset, run=stages.Run(tmp_path / "bare"))
+    evidence = calibration.gather_evidence(bare)
+    with_them = calibration.gather_evidence(study, n_contrasts=3)
+    assert "E3" not in evidence.counts and "q_placebo" not in evidence.features
+    assert evidence.placebo.empty and evidence.carried.empty
+    shared = ["E1", "motif-driven", "E1, held"]
+    pd.testing.assert_frame_equal(evidence.counts[shared], with_them.counts[shared])
+
+
+def test_depth_sensitivity_compares_tracks_that_keep_the_same_cuts(study):
+    found = calibration.depth_sensitivity(study, 1)
+    assert found.calls.loc["as sequenced", ["kept", "rank_correlation"]].tolist() == [
+        pytest.approx(1.0),
+        pytest.approx(1.0),
+    ]
+    assert found.calls["kept"].between(0, 1).all()
+    frip = found.tracks.groupby("tracks")["frip"].agg(np.ptp)
+    assert frip["equal depth and FRiP"] < 0.5 * frip["equal depth"]
+    cuts = found.tracks.assign(cuts=lambda t: t["inside"] + t["outside"])
+    spread = cuts.groupby("tracks")["cuts"].agg(lambda x: x.max() / x.min())
+    assert spread["as sequenced"] > 1.2 > 1.1 > spread["equal depth"]
+    tissues = [
+        replace(t, in_vivo=replace(t.in_vivo, signal_kind="coverage"))
+        for t in study.dataset.tissues
+    ]
+    coverage = stages.WindowDataset(tissues, window_bp=study.dataset.window_bp)
+    with pytest.raises(ValueError, match="'blood_in_vivo': only cut sites"):
+        calibration.depth_sensitivity(replace(study, dataset=coverage), 1)
 
 
 @pytest.mark.slow

@@ -26,8 +26,10 @@ __all__ = [
     "attribute_calls",
     "factor_contributions",
     "inputs_of",
+    "pass_file",
     "pass_summaries",
     "random_weights",
+    "read_passes",
     "samples_of",
     "stream_means",
     "with_replicates",
@@ -95,15 +97,31 @@ def pass_summaries(
         One for each layer; first axis as `passes`.
     """
     chosen = list(study.blocks if layers is None else layers)
-    saes = {layer: train_saes(study)[layer] for layer in chosen}
+    path = pass_file(
+        study, name, dataset, windows, passes, layers=chosen, sites=sites
+    )
+    return {layer: read_passes(path, passes, layer) for layer in chosen}
+
+
+def pass_file(
+    study: Study,
+    name: str,
+    dataset: WindowDataset,
+    windows: Sequence[int] | np.ndarray,
+    passes: Sequence[PassInput],
+    *,
+    layers: Sequence[int],
+    sites: bool = False,
+) -> Path:
+    """Return the file behind `pass_summaries`, made if absent."""
+    saes = {layer: train_saes(study)[layer] for layer in layers}
     distinct = list(dict.fromkeys(passes))
-    position = [distinct.index(given) for given in passes]
     recipe = {
         "data": inputs_of(dataset.tissues),
         "windows": list(map(int, windows)),
         "passes": [[p.track, list(p.motif_activity), p.gain] for p in distinct],
         "sites": sites,
-        "saes": [study.run.key(f"sae/block{layer}") for layer in chosen],
+        "saes": [study.run.key(f"sae/block{layer}") for layer in layers],
         "model": study.model_hash,
         "code": code_digest(*_CODE, "truth"),
     }
@@ -124,14 +142,16 @@ def pass_summaries(
         with partial.open("wb") as file:
             np.savez(file, **arrays)
 
-    path = study.run.artefact(f"passes/{name}.npz", recipe, build)
+    return study.run.artefact(f"passes/{name}.npz", recipe, build)
+
+
+def read_passes(path: Path, passes: Sequence[PassInput], layer: int) -> PassSummary:
+    """Return one layer of a file of `pass_file`, in the order of its passes."""
+    distinct = list(dict.fromkeys(passes))
+    position = [distinct.index(given) for given in passes]
     with np.load(path) as arrays:
-        return {
-            layer: PassSummary(
-                *(arrays[f"{field}_{layer}"][position] for field in PassSummary._fields)
-            )
-            for layer in chosen
-        }
+        fields = PassSummary._fields
+        return PassSummary(*(arrays[f"{name}_{layer}"][position] for name in fields))
 
 
 def inputs_of(tissues: Sequence[Tissue]) -> dict:

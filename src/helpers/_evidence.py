@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,8 @@ import pandas as pd
 from helpers._calibration_runs import (
     attribute_calls,
     factor_contributions,
-    pass_summaries,
+    pass_file,
+    read_passes,
     samples_of,
     with_replicates,
 )
@@ -23,49 +25,66 @@ from helpers._passes import PassInput, PassSummary
 from helpers._placebo import placebo_contrasts, placebo_fdr
 from helpers._replicates import replicate_divergence, study_rows
 from helpers.cds import context_divergence
-from helpers.stages import Study, called_features
+from helpers.runs import code_digest
+from helpers.stages import Study, called_features, score_context
 
 __all__ = ["Evidence", "gather_evidence"]
 
+_SWAP = ["total", "track", "motif", "interaction"]
+_HELD = ["class", "lineages", "cds", "p", "p_bonferroni", "d_z", "d_z_low", "d_z_high"]
+_E3 = ["class", "lineages", "t", "p", "p_bonferroni"]
+
 
 class Evidence(NamedTuple):
-    """What a study with replicates can say of its features.
+    """What a study can say of its features, one objection after the other.
 
     Attributes
     ----------
     counts : pandas.DataFrame
-        Indexed by ``layer``: features called by the track contrast of the pairs
-        (``E1``), how many of these are driven by the motif activity
+        Indexed by ``layer``: features ``tested``; called by the track contrast of the
+        pairs (``E1``), how many of these are driven by the motif activity
         (``motif-driven``) and its share of their effect (``motif_share``); called
-        with the motif activity held fixed (``E1, held``); called on average by the same
-        rule between replicates (``placebo, held``); called against the variation
-        between biosamples, as they are and with the motif activity held (``E3``,
-        ``E3, held``).
-    swaps, tracks, replicates : dict of int to pandas.DataFrame
-        By layer: tables of `input_swap`, and of `context_divergence` and
-        `replicate_divergence` with the motif activity held. ``tracks`` has the placebo
-        rate in ``q_placebo``.
+        with the motif activity held fixed (``E1, held``). With replicates, also those
+        called on average by the same rule between replicates (``placebo, held``), and
+        against the variation between biosamples, as they are and with the motif
+        activity held (``E3``, ``E3, held``).
+    features : pandas.DataFrame
+        One row per ``layer`` and ``feature``, in the order of
+        `helpers.stages.score_context`: its ``class`` there (E1); from `input_swap`
+        ``delta_`` of total, track, motif and interaction, ``motif_share`` and
+        ``driver``; from `context_divergence` with the motif activity held
+        ``class_held``, ``lineages_held``, ``cds_held``, ``p_held``,
+        ``p_bonferroni_held``, ``d_z_held`` with ``_low`` and ``_high``; with
+        replicates the placebo rate ``q_placebo`` of the latter, and from
+        `replicate_divergence` ``class_e3``, ``lineages_e3``, ``t_e3``, ``p_e3``,
+        ``p_bonferroni_e3``, the same with the motif activity held under ``e3_held``,
+        and ``delta_<lineage>_e3_held``.
+    placebo : pandas.DataFrame
+        ``layer``, ``contrast``, ``n_called`` between replicates with the motif
+        activity held; empty without replicates.
     carried : pandas.DataFrame
-        For simulated data, `attribute_calls` of ``replicates`` with column ``layer``;
-        else empty.
+        For simulated data with replicates, `attribute_calls` of E3 with the motif
+        activity held, with column ``layer``; else empty.
     """
 
     counts: pd.DataFrame
-    swaps: dict[int, pd.DataFrame]
-    tracks: dict[int, pd.DataFrame]
-    replicates: dict[int, pd.DataFrame]
+    features: pd.DataFrame
+    placebo: pd.DataFrame
     carried: pd.DataFrame
 
 
 def gather_evidence(
     study: Study, *, split: str = "select", n_contrasts: int = 20
 ) -> Evidence:
-    """Run pairs and replicates through the model and score them in every way.
+    """Run pairs and replicates with chosen inputs and score them in every way.
+
+    Made once and kept in the run; without replicates in the tissue files, placebo
+    contrasts and E3 are left out.
 
     Parameters
     ----------
     study : Study
-        The run; tissue files must name replicates.
+        The run.
     split : str, default "select"
         Windows to score on.
     n_contrasts : int, default 20
@@ -74,82 +93,131 @@ def gather_evidence(
     Returns
     -------
     Evidence
-
-    Raises
-    ------
-    ValueError
-        If there are no replicates.
     """
-    dataset = with_replicates(study)
+    replicated = any(tissue.replicates for tissue in study.dataset.tissues)
+    dataset = with_replicates(study) if replicated else study.dataset
     samples, windows = samples_of(dataset), dataset.windows_of(split)
-    blocks = dataset.windows["block"].to_numpy()[windows]
-    own = [PassInput(row, (row,)) for row in range(len(samples))]
+    scores = score_context(study, split)
     # The pairs come first, so that their rows are the same with replicates.
-    design = samples.iloc[study_rows(samples)]
-    passes = [*own, *held_passes(samples), *swap_passes(design)]
-    found = pass_summaries(
+    own = [PassInput(row, (row,)) for row in range(len(samples))]
+    swaps = swap_passes(samples.iloc[study_rows(samples)])
+    passes = [*own, *held_passes(samples), *swaps]
+    name = f"evidence_{split}"
+    file = pass_file(
         study,
-        f"evidence_{split}",
+        name,
         dataset,
         windows,
         passes,
-        sites=study.truth is not None,
+        layers=study.blocks,
+        sites=study.truth is not None and replicated,
     )
-    counts, swaps, tracks, replicates, carried = [], {}, {}, {}, []
-    for layer, summary in found.items():
-        line, swaps[layer], tracks[layer], replicates[layer] = _of_layer(
-            summary.mean_acts, samples, blocks, n_contrasts, study.seed
-        )
-        counts.append({"layer": layer, **line})
-        if study.truth is not None:
-            held = slice(len(samples), 2 * len(samples))
-            part = PassSummary(*(values[held] for values in summary))
-            parts = factor_contributions(study, windows, part)
-            named = attribute_calls(study, parts, samples, replicates[layer])
-            carried.append(named.assign(layer=layer))
-    return Evidence(
-        pd.DataFrame(counts).set_index("layer"),
-        swaps,
-        tracks,
-        replicates,
-        pd.concat(carried, ignore_index=True) if carried else pd.DataFrame(),
-    )
+
+    def build(partial: Path) -> None:
+        found = [
+            _of_layer(
+                study,
+                scores[scores["layer"] == layer].set_index("feature"),
+                read_passes(file, passes, layer),
+                samples,
+                windows,
+                n_contrasts,
+            )
+            for layer in study.blocks
+        ]
+        partial.mkdir()
+        for field in Evidence._fields:
+            parts = [
+                getattr(part, field).assign(layer=layer)
+                for layer, part in zip(study.blocks, found, strict=True)
+            ]
+            table = pd.concat(parts, ignore_index=True)
+            table = table[["layer", *table.columns.drop("layer")]]
+            table.to_parquet(partial / f"{field}.parquet")
+
+    table = "cds.parquet" if split == "select" else f"cds_{split}.parquet"
+    recipe = {
+        "passes": study.run.key(f"passes/{name}.npz"),
+        "scores": study.run.key(table),
+        "n_contrasts": n_contrasts,
+        "seed": study.seed,
+        "code": code_digest("_evidence", "cds", "pairing", "blockstats", "truth"),
+    }
+    folder = study.run.artefact(name, recipe, build)
+    tables = [pd.read_parquet(folder / f"{field}.parquet") for field in Evidence._fields]
+    return Evidence(tables[0].set_index("layer"), *tables[1:])
 
 
 def _of_layer(
-    mean_acts: np.ndarray,
+    study: Study,
+    scores: pd.DataFrame,
+    summary: PassSummary,
     samples: pd.DataFrame,
-    blocks: Sequence[str],
+    windows: np.ndarray,
     n_contrasts: int,
-    seed: int,
-) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+) -> Evidence:
     """Score one layer; passes as `gather_evidence` orders them."""
     n, rows = len(samples), study_rows(samples)
-    acts, held, swapped = np.split(mean_acts, [n, 2 * n])
+    acts, held, swapped = np.split(summary.mean_acts, [n, 2 * n])
     design = samples.iloc[rows]
-    plain = context_divergence(acts[rows], design, blocks)
+    blocks = study.dataset.windows["block"].to_numpy()[windows]
     swap = input_swap(swapped, design, blocks)
     tracks = context_divergence(held[rows], design, blocks)
-    placebo = [
-        context_divergence(held[contrast.rows], contrast.design, blocks)
-        for contrast in placebo_contrasts(
-            samples, n_contrasts=n_contrasts, random_state=seed
-        )
-    ]
-    tracks["q_placebo"] = placebo_fdr(
-        tracks["cds"].to_numpy(), [table["cds"].to_numpy() for table in placebo]
-    )
-    replicates = replicate_divergence(held, samples, blocks)
-    called = swap.loc[called_features(plain).index]
+    called = swap.loc[called_features(scores).index]
     size = called[["delta_motif", "delta_track"]].abs().sum()
-    line = {
-        "tested": plain.attrs["n_tested"],
+    counts = {
+        "tested": int((scores["class"] != "untested").sum()),
         "E1": len(called),
         "motif-driven": int((called["driver"] == "motif").sum()),
         "motif_share": size["delta_motif"] / size.sum(),
         "E1, held": len(called_features(tracks)),
-        "placebo, held": np.mean([len(called_features(table)) for table in placebo]),
-        "E3": len(called_features(replicate_divergence(acts, samples, blocks))),
-        "E3, held": len(called_features(replicates)),
     }
-    return line, swap, tracks, replicates
+    features = scores[["class"]].join(
+        swap[[*(f"delta_{x}" for x in _SWAP), "motif_share", "driver"]]
+    )
+    features = features.join(tracks[_HELD].add_suffix("_held"))
+    features = features.rename(
+        columns={f"d_z_{end}_held": f"d_z_held_{end}" for end in ("low", "high")}
+    )
+    placebo, carried = pd.DataFrame(), pd.DataFrame()
+    if len(samples) > len(rows):
+        own = replicate_divergence(acts, samples, blocks)
+        replicates = replicate_divergence(held, samples, blocks)
+        decoys = _placebo_scores(held, samples, blocks, n_contrasts, study.seed)
+        placebo = pd.DataFrame(
+            {
+                "contrast": range(len(decoys)),
+                "n_called": [len(called_features(table)) for table in decoys],
+            }
+        )
+        lineages = [f"delta_{lineage}" for lineage in study.lineages]
+        features["q_placebo"] = placebo_fdr(
+            tracks["cds"].to_numpy(), [table["cds"].to_numpy() for table in decoys]
+        )
+        features = features.join(own[_E3].add_suffix("_e3")).join(
+            replicates[[*_E3, *lineages]].add_suffix("_e3_held")
+        )
+        counts |= {
+            "placebo, held": placebo["n_called"].mean(),
+            "E3": len(called_features(own)),
+            "E3, held": len(called_features(replicates)),
+        }
+        if study.truth is not None:
+            part = PassSummary(*(values[n : 2 * n] for values in summary))
+            parts = factor_contributions(study, windows, part)
+            carried = attribute_calls(study, parts, samples, replicates)
+    return Evidence(
+        pd.DataFrame([counts]), features.reset_index(), placebo, carried
+    )
+
+
+def _placebo_scores(
+    held: np.ndarray,
+    samples: pd.DataFrame,
+    blocks: Sequence[str],
+    n_contrasts: int,
+    seed: int,
+) -> list[pd.DataFrame]:
+    """Score replicates against each other as the study scores its contexts."""
+    contrasts = placebo_contrasts(samples, n_contrasts=n_contrasts, random_state=seed)
+    return [context_divergence(held[c.rows], c.design, blocks) for c in contrasts]

@@ -29,8 +29,7 @@ from helpers.windows import WindowDataset
 
 __all__ = ["NullCalls", "NullData", "equal_depth_data", "null_calls", "null_data"]
 
-_NULL_WINDOWS = 16  # per chromosome: enough for 48 independent blocks
-_NULL_BLOCK = 8  # windows; noise of a simulated track is independent beyond them
+_NULL_WINDOWS = 8  # per chromosome, one block of each: noise is shared within it
 _ALPHA = 0.05
 
 
@@ -62,7 +61,8 @@ def null_data(study: Study, kind: str) -> NullData:
     Returns
     -------
     NullData
-        384 windows in 48 blocks; nothing was trained or chosen on them.
+        192 windows in 24 blocks, one for each chromosome; nothing was trained or
+        chosen on them.
 
     Raises
     ------
@@ -88,9 +88,7 @@ def null_data(study: Study, kind: str) -> NullData:
 
 def _as_data(tissues: Sequence[Tissue], window_bp: int) -> NullData:
     dataset = WindowDataset(tissues, window_bp=window_bp, replicates=True)
-    windows = dataset.windows
-    stretch = windows.groupby("chrom", sort=False).cumcount() // _NULL_BLOCK
-    return NullData(dataset, (windows["chrom"] + ":" + stretch.astype(str)).to_numpy())
+    return NullData(dataset, dataset.windows["chrom"].to_numpy(dtype=str))
 
 
 def equal_depth_data(study: Study, data: NullData) -> NullData:

@@ -1,25 +1,25 @@
 """Forward passes with chosen inputs: whose track, at which gain, whose motif activity.
 
-The sequence tower runs once per window and serves every pass, so that asking what an
-input does costs a fifth of a full pass. `helpers.confounders` is the public face of
-this module.
+The sequence tower runs once per window and serves every pass, the tower of the tracks
+once per track and gain, so that asking what an input does costs a sixth of a full pass.
+`helpers.confounders` is the public face of this module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from helpers.epibert import EpiBERT
+from helpers.epibert import ATAC_BIN_BP, EpiBERT
 from helpers.sae import BatchTopKSAE
 from helpers.windows import INPUT_CLIP, WindowDataset, soft_clip
 
 __all__ = ["Codes", "PassInput", "PassSummary", "stream_codes", "summarize_passes"]
 
-_BATCH_WINDOWS = 16
+_BATCH_TOKENS = 1024  # windows of 64 tokens by sixteen, those of 4,096 one by one
 
 
 class PassInput(NamedTuple):
@@ -67,8 +67,8 @@ class PassSummary(NamedTuple):
 
     Attributes
     ----------
-    mean_acts, firing : numpy.ndarray, float32, shape (n_passes, n_windows, d_sae)
-        Mean activation, and share of the tokens on which a feature fires.
+    mean_acts : numpy.ndarray, float32, shape (n_passes, n_windows, d_sae)
+        Mean activation over the tokens of each window.
     squares : numpy.ndarray, float64, shape (n_passes, d_sae)
         Sum over all tokens of the squared activation, for token-level variances.
     weighted : numpy.ndarray, float64, shape (n_passes, n_weights, d_sae)
@@ -76,7 +76,6 @@ class PassSummary(NamedTuple):
     """
 
     mean_acts: np.ndarray
-    firing: np.ndarray
     squares: np.ndarray
     weighted: np.ndarray
 
@@ -112,7 +111,7 @@ def stream_codes(
     Yields
     ------
     Codes
-        By window batch, then pass, then layer.
+        By window batch; within it, passes of one track and gain together.
 
     Raises
     ------
@@ -125,29 +124,53 @@ def stream_codes(
         raise ValueError("model must be in evaluation mode; call model.eval()")
     device = next(model.parameters()).device
     motifs = torch.from_numpy(dataset.motif_activity).to(device)
+    shifts = _motif_shifts(model, motifs, {p.motif_activity for p in passes})
+    groups: dict[tuple[int, float], list[int]] = {}
+    for index, given in enumerate(passes):
+        groups.setdefault((given.track, given.gain), []).append(index)
     windows = np.asarray(windows)
-    for first in range(0, len(windows), _BATCH_WINDOWS):
-        batch = windows[first : first + _BATCH_WINDOWS]
+    n_batch = max(1, _BATCH_TOKENS // dataset.n_tokens)
+    for first in range(0, len(windows), n_batch):
+        batch = windows[first : first + n_batch]
+        rows = slice(first, first + len(batch))
         sequence = torch.from_numpy(dataset.sequence(batch)).to(device)
         features = model.encode_sequence(sequence)
-        tracks = {p.track: dataset.track(batch, p.track) for p in passes}
-        for index, given in enumerate(passes):
-            atac = soft_clip(given.gain * tracks[given.track], INPUT_CLIP)
-            stream = model.encode_context(
-                features,
-                torch.from_numpy(atac).float().to(device),
-                motifs[list(given.motif_activity)].mean(0).expand(len(batch), -1),
+        tracks = {track: dataset.track(batch, track) for track, _ in groups}
+        for (track, gain), members in groups.items():
+            atac = torch.from_numpy(soft_clip(gain * tracks[track], INPUT_CLIP))
+            base = model.encode_context(
+                features, atac.float().to(device), motifs.new_zeros(len(batch), motifs.shape[1])
             )
-            start = 0
-            for layer in sorted(saes):
-                stream = model.run_blocks(stream, start, layer + 1)
-                start = layer + 1
-                # What a store would hand to the dictionary: half precision.
-                x = stream.half().float()
-                if factors is not None:
-                    x = x * float(factors[layer][index])
-                rows = slice(first, first + len(batch))
-                yield Codes(index, layer, rows, saes[layer].encode(x))
+            for index in members:
+                stream = base + shifts[passes[index].motif_activity]
+                start = 0
+                for layer in sorted(saes):
+                    stream = model.run_blocks(stream, start, layer + 1)
+                    start = layer + 1
+                    # What a store would hand to the dictionary: half precision.
+                    x = stream.half().float()
+                    if factors is not None:
+                        x = x * float(factors[layer][index])
+                    yield Codes(index, layer, rows, saes[layer].encode(x))
+
+
+def _motif_shifts(
+    model: EpiBERT, motifs: torch.Tensor, vectors: set[tuple[int, ...]]
+) -> dict[tuple[int, ...], torch.Tensor]:
+    """Return what each motif activity adds to the stream, beside that of zeros.
+
+    It enters through a linear layer, alike for all tokens: one vector of the width of
+    the stream, whatever the window and its track.
+    """
+    config = model.config
+    nothing = motifs.new_zeros(1, config.n_tokens, config.d_model)
+    track = motifs.new_zeros(1, config.input_length // ATAC_BIN_BP)
+
+    def stream(motif_activity: torch.Tensor) -> torch.Tensor:
+        return model.encode_context(nothing, track, motif_activity[None])[0, 0]
+
+    zero = stream(torch.zeros_like(motifs[0]))
+    return {rows: stream(motifs[list(rows)].mean(0)) - zero for rows in vectors}
 
 
 def _check_passes(passes: Sequence[PassInput], n_biosamples: int) -> None:
@@ -170,7 +193,6 @@ def summarize_passes(
     *,
     factors: Mapping[int, np.ndarray] | None = None,
     weights: np.ndarray | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> dict[int, PassSummary]:
     """Average the feature activations of passes over each window.
 
@@ -180,8 +202,6 @@ def summarize_passes(
         As in `stream_codes`.
     weights : numpy.ndarray, shape (n_windows, n_tokens, n_weights), optional
         Weights of the tokens for ``weighted``, such as where a motif lies.
-    progress : callable, optional
-        Called with the number of windows done after each batch.
 
     Returns
     -------
@@ -193,23 +213,17 @@ def summarize_passes(
     found = {
         layer: PassSummary(
             np.empty((*shape, sae.d_sae), np.float32),
-            np.empty((*shape, sae.d_sae), np.float32),
             np.zeros((len(passes), sae.d_sae)),
             np.zeros((len(passes), n_weights, sae.d_sae)),
         )
         for layer, sae in saes.items()
     }
-    last = (len(passes) - 1, max(saes))
     for codes in stream_codes(model, saes, dataset, windows, passes, factors=factors):
         summary, acts = found[codes.layer], codes.feature_acts
         summary.mean_acts[codes.index, codes.windows] = acts.mean(1).cpu()
-        fired = torch.count_nonzero(acts, dim=1) / acts.shape[1]
-        summary.firing[codes.index, codes.windows] = fired.cpu()
         squares = acts.square().sum(1).double().sum(0)
         summary.squares[codes.index] += squares.cpu().numpy()
         if weights is not None:
             rows = torch.from_numpy(weights[codes.windows]).to(acts).flatten(0, 1)
             summary.weighted[codes.index] += (rows.T @ acts.flatten(0, 1)).cpu().numpy()
-        if progress is not None and (codes.index, codes.layer) == last:
-            progress(codes.windows.stop)
     return found

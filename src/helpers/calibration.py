@@ -12,6 +12,11 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
+from helpers._block_length import (
+    block_length_curve,
+    candidate_lengths,
+    choose_block_length,
+)
 from helpers._calibration_runs import (
     FactorContributions,
     attribute_calls,
@@ -22,6 +27,7 @@ from helpers._calibration_runs import (
     stream_means,
     with_replicates,
 )
+from helpers._depth_runs import DepthSensitivity, depth_sensitivity
 from helpers._evidence import Evidence, gather_evidence
 from helpers._null_runs import (
     NullCalls,
@@ -49,6 +55,7 @@ from helpers.pairing import (
 
 __all__ = [
     "SUMMARY_KINDS",
+    "DepthSensitivity",
     "Evidence",
     "FactorContributions",
     "NullCalls",
@@ -57,7 +64,11 @@ __all__ = [
     "SummaryDraw",
     "SummaryWorld",
     "attribute_calls",
+    "block_length_curve",
     "calls_by_unit",
+    "candidate_lengths",
+    "choose_block_length",
+    "depth_sensitivity",
     "detectable_effect",
     "draw_summaries",
     "equal_depth_data",

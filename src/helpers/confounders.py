@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from helpers._depth import equal_depth, thin_signal
+from helpers._depth import cuts_in_peaks, equal_depth, thin_signal
 from helpers._input_swap import SWAP, held_passes, input_swap, swap_passes
 from helpers._passes import (
     Codes,
@@ -34,6 +34,7 @@ __all__ = [
     "Codes",
     "PassInput",
     "PassSummary",
+    "cuts_in_peaks",
     "equal_depth",
     "held_passes",
     "input_swap",
