@@ -155,6 +155,26 @@ def test_gather_evidence_counts_what_its_tables_hold(study):
         )
 
 
+def test_claim_ladder_counts_every_claim_per_layer(study):
+    evidence = calibration.gather_evidence(study, n_contrasts=3)
+    scores = stages.score_context(study)
+    ladder = calibration.claim_ladder(scores, evidence)
+    assert list(ladder.columns) == ["replicates", *study.blocks, "all"]
+    np.testing.assert_allclose(ladder[study.blocks].sum(axis=1), ladder["all"])
+    counts = stages.layer_counts(scores)
+    assert list(ladder.loc["naive t, Bonferroni", study.blocks]) == list(
+        counts["naive"]
+    )
+    held = evidence.features["q_placebo"] <= 0.05
+    assert ladder.loc["E1 held, placebo rate at most 5 %", "all"] == held.sum()
+    p = evidence.features["p_partial_held"]
+    n_tested = p.notna().groupby(evidence.features["layer"]).transform("sum")
+    assert ladder.loc["... at equal signal too", "all"] == (p * n_tested <= 0.05).sum()
+    assert ladder.loc["E3, motif activity held", "replicates"] == "biosamples"
+    with pytest.raises(ValueError, match="same layers and features"):
+        calibration.claim_ladder(scores.iloc[1:], evidence)
+
+
 def test_gather_evidence_is_kept_and_knows_its_recipe(study, monkeypatch):
     first = calibration.gather_evidence(study, n_contrasts=3)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from helpers import probe, stages
+from helpers.cds import layer_curve
 from helpers.sae import SAEConfig
 
 CONFIG = SAEConfig(d_sae=48, k=4, n_epochs=2, batch_size=512)
@@ -199,3 +200,19 @@ def test_layer_counts_by_hand():
     assert counts.loc[1, "naive"] == 1
     assert counts.loc[1, "shared"] == 0
     assert counts.loc[1, "lineage-only"] == 1
+
+
+def test_late_early_ratio_is_that_of_the_layer_curve(small_study):
+    found = stages.late_early_ratio(small_study).iloc[0]
+    windows = small_study.dataset.windows_of("select")
+    blocks = small_study.dataset.windows["block"].to_numpy()[windows]
+    features = {
+        layer: summary.mean_acts[:, windows]
+        for layer, summary in stages.summaries(small_study).items()
+    }
+    curve = layer_curve(features, small_study.design, blocks)
+    assert list(found[["early_layer", "late_layer"]]) == [0, 1]
+    assert list(found[["early", "late"]]) == list(curve.table["n_called"])
+    assert found["high"] == pytest.approx(curve.ratio.high)
+    alone = stages.late_early_ratio(replace(small_study, blocks=[1])).iloc[0]
+    assert alone["early"] == alone["late"] and alone["low"] <= 1 <= alone["high"]

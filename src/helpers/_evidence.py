@@ -24,11 +24,14 @@ from helpers._input_swap import held_passes, input_swap, swap_passes
 from helpers._passes import PassInput, PassSummary
 from helpers._placebo import placebo_contrasts, placebo_fdr
 from helpers._replicates import replicate_divergence, study_rows
+from helpers._track_height import partial_divergence
 from helpers.cds import context_divergence
 from helpers.runs import code_digest
-from helpers.stages import Study, called_features, score_context
+from helpers.stages import Study, called_features, layer_counts, score_context
 
-__all__ = ["Evidence", "gather_evidence"]
+__all__ = ["Evidence", "claim_ladder", "gather_evidence"]
+
+_ALPHA = 0.05
 
 _SWAP = ["total", "track", "motif", "interaction"]
 _HELD = ["class", "lineages", "cds", "p", "p_bonferroni", "d_z", "d_z_low", "d_z_high"]
@@ -44,17 +47,20 @@ class Evidence(NamedTuple):
         Indexed by ``layer``: features ``tested``; called by the track contrast of the
         pairs (``E1``), how many of these are driven by the motif activity
         (``motif-driven``) and its share of their effect (``motif_share``); called
-        with the motif activity held fixed (``E1, held``). With replicates, also those
-        called on average by the same rule between replicates (``placebo, held``), and
-        against the variation between biosamples, as they are and with the motif
-        activity held (``E3``, ``E3, held``).
+        with the motif activity held fixed (``E1, held``), and at equal signal of the
+        window besides (``partial, held``; shared effect, Bonferroni). With replicates,
+        also those called on average by the rule of E1 between replicates
+        (``placebo, held``), those of a placebo rate of at most 5 % (``q_placebo``),
+        and those called against the variation between biosamples, as they are and
+        with the motif activity held (``E3``, ``E3, held``).
     features : pandas.DataFrame
         One row per ``layer`` and ``feature``, in the order of
         `helpers.stages.score_context`: its ``class`` there (E1); from `input_swap`
         ``delta_`` of total, track, motif and interaction, ``motif_share`` and
         ``driver``; from `context_divergence` with the motif activity held
         ``class_held``, ``lineages_held``, ``cds_held``, ``p_held``,
-        ``p_bonferroni_held``, ``d_z_held`` with ``_low`` and ``_high``; with
+        ``p_bonferroni_held``, ``d_z_held`` with ``_low`` and ``_high``, and from
+        `partial_divergence` ``delta_partial_held``, ``p_partial_held``; with
         replicates the placebo rate ``q_placebo`` of the latter, and from
         `replicate_divergence` ``class_e3``, ``lineages_e3``, ``t_e3``, ``p_e3``,
         ``p_bonferroni_e3``, the same with the motif activity held under ``e3_held``,
@@ -114,6 +120,8 @@ def gather_evidence(
     )
 
     def build(partial: Path) -> None:
+        pairs = [study.dataset.track(windows, b) for b in range(len(study.design))]
+        log_signal = np.log(np.stack([track.sum(axis=1) for track in pairs]) + 1)
         found = [
             _of_layer(
                 study,
@@ -121,6 +129,7 @@ def gather_evidence(
                 read_passes(file, passes, layer),
                 samples,
                 windows,
+                log_signal,
                 n_contrasts,
             )
             for layer in study.blocks
@@ -154,6 +163,7 @@ def _of_layer(
     summary: PassSummary,
     samples: pd.DataFrame,
     windows: np.ndarray,
+    log_signal: np.ndarray,
     n_contrasts: int,
 ) -> Evidence:
     """Score one layer; passes as `gather_evidence` orders them."""
@@ -163,6 +173,7 @@ def _of_layer(
     blocks = study.dataset.windows["block"].to_numpy()[windows]
     swap = input_swap(swapped, design, blocks)
     tracks = context_divergence(held[rows], design, blocks)
+    partial = partial_divergence(held[rows], design, blocks, log_signal[rows])
     called = swap.loc[called_features(scores).index]
     size = called[["delta_motif", "delta_track"]].abs().sum()
     counts = {
@@ -171,6 +182,7 @@ def _of_layer(
         "motif-driven": int((called["driver"] == "motif").sum()),
         "motif_share": size["delta_motif"] / size.sum(),
         "E1, held": len(called_features(tracks)),
+        "partial, held": int(partial["called"].sum()),
     }
     features = scores[["class"]].join(
         swap[[*(f"delta_{x}" for x in _SWAP), "motif_share", "driver"]]
@@ -178,6 +190,9 @@ def _of_layer(
     features = features.join(tracks[_HELD].add_suffix("_held"))
     features = features.rename(
         columns={f"d_z_{end}_held": f"d_z_held_{end}" for end in ("low", "high")}
+    )
+    features = features.join(
+        partial[["delta_partial", "p_partial"]].add_suffix("_held")
     )
     placebo, carried = pd.DataFrame(), pd.DataFrame()
     if len(samples) > len(rows):
@@ -199,6 +214,7 @@ def _of_layer(
         )
         counts |= {
             "placebo, held": placebo["n_called"].mean(),
+            "q_placebo": int((features["q_placebo"] <= _ALPHA).sum()),
             "E3": len(called_features(own)),
             "E3, held": len(called_features(replicates)),
         }
@@ -221,3 +237,57 @@ def _placebo_scores(
     """Score replicates against each other as the study scores its contexts."""
     contrasts = placebo_contrasts(samples, n_contrasts=n_contrasts, random_state=seed)
     return [context_divergence(held[c.rows], c.design, blocks) for c in contrasts]
+
+
+def claim_ladder(scores: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
+    """Count what would be claimed of a study, each row with one objection more.
+
+    Parameters
+    ----------
+    scores : pandas.DataFrame
+        From `helpers.stages.score_context`.
+    evidence : Evidence
+        From `gather_evidence`, of the same run and windows.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by ``claim``, a column for each layer and their sum in ``all``;
+        ``replicates`` says what is counted as independent. Rows that need replicates
+        of biosamples are missing where there are none.
+
+    Raises
+    ------
+    ValueError
+        If scores and evidence are not of the same features.
+    """
+    keys = ["layer", "feature"]
+    if not scores[keys].reset_index(drop=True).equals(evidence.features[keys]):
+        raise ValueError("scores and evidence must be of the same layers and features")
+    first, counts = layer_counts(scores), evidence.counts
+    rows = {"naive t, Bonferroni": ("windows", first["naive"])}
+    rows["paired over blocks, Bonferroni"] = "genomic blocks", first["shared"]
+    if "max_t" in first:
+        rows["paired over blocks, sign-flip max-T"] = "genomic blocks", first["max_t"]
+    rows |= {
+        "E1: in any class": ("genomic blocks", counts["E1"]),
+        "E1, not driven by the motif activity": (
+            "genomic blocks",
+            counts["E1"] - counts["motif-driven"],
+        ),
+        "E1, motif activity held": ("genomic blocks", counts["E1, held"]),
+        "... at equal signal too": ("genomic blocks", counts["partial, held"]),
+    }
+    if "E3" in counts:
+        rows |= {
+            "placebo: E1 held, between replicates": (
+                "genomic blocks",
+                counts["placebo, held"],
+            ),
+            "E1 held, placebo rate at most 5 %": ("placebo", counts["q_placebo"]),
+            "E3, motif activity held": ("biosamples", counts["E3, held"]),
+        }
+    table = pd.DataFrame({name: count for name, (_, count) in rows.items()}).T
+    table["all"] = table.sum(axis=1)
+    table.insert(0, "replicates", [unit for unit, _ in rows.values()])
+    return table.rename_axis("claim")

@@ -28,7 +28,7 @@ from helpers._calibration_runs import (
     with_replicates,
 )
 from helpers._depth_runs import DepthSensitivity, depth_sensitivity
-from helpers._evidence import Evidence, gather_evidence
+from helpers._evidence import Evidence, claim_ladder, gather_evidence
 from helpers._null_runs import (
     NullCalls,
     NullData,
@@ -68,6 +68,7 @@ __all__ = [
     "calls_by_unit",
     "candidate_lengths",
     "choose_block_length",
+    "claim_ladder",
     "depth_sensitivity",
     "detectable_effect",
     "draw_summaries",

@@ -26,7 +26,7 @@ from helpers.activations import (
     WindowSummary,
     summarize,
 )
-from helpers.cds import bootstrap_ratio, context_divergence, paired_blocks
+from helpers.cds import context_divergence, layer_curve
 from helpers.epibert import EpiBERT
 from helpers.pretrain import PretrainConfig, load_arrays, predict_masked, pretrain
 from helpers.public_data import ENCODE_TISSUES, is_public, localize
@@ -638,32 +638,32 @@ def late_early_ratio(study: Study) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row: ``early``, ``late`` (counts by Bonferroni, no variance trend),
-        ``ratio``, ``low``, ``high`` (95 %, genomic blocks resampled).
+        One row: ``early``, ``late`` (counts by Bonferroni over equally many tests in
+        every block, see `helpers.cds.layer_curve`), ``ratio``, ``low``, ``high``
+        (95 %, genomic blocks resampled), ``early_layer``, ``late_layer``. A single
+        block is compared with itself.
     """
     by_layer = summaries(study)
     windows = study.dataset.windows_of("select")
     blocks = study.dataset.windows["block"].to_numpy()[windows]
-    ends = (min(study.blocks), max(study.blocks))
+    layers = sorted(study.blocks)
 
     def build() -> pd.DataFrame:
-        pairs = [
-            paired_blocks(by_layer[layer].mean_acts[:, windows], study.design, blocks)
-            for layer in ends
-        ]
-        shared = [pair.differences.mean(axis=0) for pair in pairs]
-        result = bootstrap_ratio(
-            shared[:1],
-            shared[1:],
-            pairs[0].sizes,
+        compared = layers if len(layers) > 1 else layers * 2
+        acts = [by_layer[layer].mean_acts[:, windows] for layer in compared]
+        curve = layer_curve(
+            dict(enumerate(acts)),
+            study.design,
+            blocks,
             alpha=ALPHA,
             random_state=study.seed,
         )
-        row = {k: v for k, v in result._asdict().items() if k != "draws"}
-        return pd.DataFrame([row | {"early_layer": ends[0], "late_layer": ends[1]}])
+        row = {k: v for k, v in curve.ratio._asdict().items() if k != "draws"}
+        ends = {"early_layer": layers[0], "late_layer": layers[-1]}
+        return pd.DataFrame([row | ends])
 
     recipe = {
-        "summaries": [study.run.key(f"summaries/block{b}.npz") for b in ends],
+        "summaries": [study.run.key(f"summaries/block{b}.npz") for b in layers],
         "alpha": ALPHA,
         "seed": study.seed,
         "code": code_digest("cds", "pairing", "blockstats"),
