@@ -4,18 +4,18 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/chromatin-context/blob/main/notebooks/06_calibration.ipynb)
 #
 # How many features would be called if cell lines and tissues did not differ?
-# This page runs the score on worlds without any context effect, on replicates in place of contexts, and with one input at a time held fixed, and hands on what is left of the calls of page 03.
+# This page runs the score on worlds without any context effect, chooses the length of a genomic block, equalizes depth, and compares contexts with replicates; it says how far the numbers of page 03 can be trusted.
 #
 # **Objectives**
 #
-# - Name the three questions a contrast can answer, and what replicates each.
 # - Count false calls by unit of replication in worlds without effect.
-# - Split the calls of the study by the input they come through.
+# - Choose the length of a genomic block from the data, and see what the calls owe to it.
+# - See what depth, the fraction of reads in peaks, and the height of a track do to the calls.
 # - Compare contexts with replicates, and with the variation between biosamples.
-# - Follow the counts along the model, beside curves that need no dictionary and a model that was never trained.
+# - Ask a model that was never trained.
 #
-# **Needs** `sae/block<i>/`, `cds.parquet` (made if absent).
-# **Produces** `passes/`, `random_weights/`.
+# **Needs** `sae/block<i>/`, `cds.parquet`, `evidence_select/` (made if absent).
+# **Produces** `passes/`, `thinned/`, `random_weights/`.
 
 # %% tags=["hide-input"]
 import importlib.util
@@ -50,6 +50,7 @@ from IPython.display import Markdown, display
 
 from helpers import calibration, cds, confounders, figures, stages, truth
 from helpers.calibration import SummaryWorld
+from helpers.figures import calibration as drawn
 
 figures.set_style()
 study = stages.open_study(
@@ -68,30 +69,18 @@ print(study.description)
 last = max(study.blocks)
 replicated = any(tissue.replicates for tissue in study.dataset.tissues)
 
-# %% [markdown]
-# ## Three questions
-#
-# A difference between a cell line and a tissue can be meant in three ways, and each has its own replicates.
-
 # %% tags=["remove-stderr"]
 scores = stages.score_context(study)
 windows = study.dataset.windows_of("select")
 genomic = study.dataset.windows["block"].to_numpy()[windows]
 acts = stages.summaries(study)[last].mean_acts[:, windows]
 table = cds.context_divergence(acts, study.design, genomic)
-for name, text in table.attrs["estimands"].items():
-    print(f"{name}: {text}\n")
+evidence = calibration.gather_evidence(study, n_contrasts=n_contrasts)
+evidence.counts.round(2)
 
 # %% [markdown]
-# E1 and E2 are about these tracks; E3 is what readers take away.
-# Asking for E3 with too few pairs is refused, whatever the data.
-
-# %%
-try:
-    cds.context_divergence(acts, study.design, genomic, population=True)
-except ValueError as refusal:
-    print(f"refused: {str(refusal)[:92]} ...")
-
+# These are the calls of page 03.
+# E1 asks about these tracks, E3 about cell lines and tissues of these lineages; *held* is with one motif activity for both contexts of a lineage.
 # %% [markdown]
 # ## False calls by unit of replication
 #
@@ -131,33 +120,23 @@ print("at least one false call in a world without effect (Bonferroni, or max-T):
 print(family.round(3).to_string())
 
 # %% mystnb={"figure": {"caption": "Share of p-values below 0.05 by unit of replication in drawn worlds without any context effect (left; dashed: 0.05), and p-values of the world without effect against the uniform distribution (right).", "name": "fig-null-units"}, "image": {"alt": "Only biosamples hold 0.05 when biosamples vary; tokens reject half of all true null hypotheses. Left, dots by unit and world; right, quantile plot of p-values for window, block and biosample tests."}}
-figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
-markers = ["o", "s", "^", "D", "v"]
-units = share.drop(index="block, max-T")
-for (name, values), marker in zip(units.items(), markers, strict=True):
-    axes[0].plot(values.to_numpy(), np.arange(len(units)), marker, label=name)
-axes[0].axvline(0.05, color="0.4", ls="--", lw=1)
-axes[0].set(xlim=(0, 1), xlabel="share of p < 0.05", yticks=range(len(units)))
-axes[0].set_yticklabels(units.index)
-axes[0].invert_yaxis()
-axes[0].legend(fontsize=8, loc="lower right")
-drawn = calibration.draw_summaries(SummaryWorld(n_features=300, n_tokens=8), seed)
-rows = calibration.study_rows(drawn.samples)
+world = SummaryWorld(n_features=300, n_tokens=8)
+sample = calibration.draw_summaries(world, seed)
+rows = calibration.study_rows(sample.samples)
 null_table = cds.context_divergence(
-    drawn.features[rows], drawn.samples.iloc[rows], drawn.blocks
+    sample.features[rows], sample.samples.iloc[rows], sample.blocks
 )
 by_biosample = calibration.replicate_divergence(
-    drawn.features, drawn.samples, drawn.blocks
+    sample.features, sample.samples, sample.blocks
 )
-for label, p in {
+tests = {
     "window, Welch": null_table["p_naive"],
     "block": null_table["p"],
     "biosample": by_biosample["p"],
-}.items():
-    axes[1].plot((np.arange(len(p)) + 0.5) / len(p), np.sort(p), label=label)
-axes[1].plot([0, 1], [0, 1], color="0.4", ls="--", lw=1)
-axes[1].set(xlabel="expected p", ylabel="observed p")
-axes[1].legend()
+}
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.8))
+drawn.units(share.drop(index="block, max-T"), axes[0])
+drawn.p_values(tests, axes[1])
 figures.panel_labels(axes)
 plt.show()
 
@@ -181,14 +160,36 @@ detectable = pd.Series(
 detectable.rename_axis("genomic blocks").round(2).to_frame()
 
 # %% mystnb={"figure": {"caption": "Power of the paired block test after Bonferroni over 4,096 features, by standardized effect, for several numbers of genomic blocks.", "name": "fig-power"}, "image": {"alt": "Power curves rise from 0 to 1; more blocks shift them to smaller effects."}}
-effects = np.linspace(0, 1.8, 181)
-axes = figures.new_axes(None, 5.5, 3.4)
-for n_blocks in detectable.index:
-    curve = calibration.power(effects, n_blocks, n_tests=n_tests)
-    axes.plot(effects, curve, label=f"{n_blocks} blocks")
-axes.axhline(0.8, color="0.4", ls="--", lw=1)
-axes.set(xlabel="paired effect $d_z$", ylabel="power")
-axes.legend()
+drawn.power_curves(detectable.index, n_tests=n_tests)
+plt.show()
+
+# %% [markdown]
+# ## How long a block must be
+#
+# Blocks are the replicates of E1, so they must be long enough that neighboring windows no longer know of each other across their borders.
+# The rule: the shortest length from which on differences of windows that far apart correlate below 0.1.
+# Longer blocks are safe, but fewer, and a test with fewer replicates finds less.
+
+# %% tags=["remove-stderr"]
+places = study.dataset.windows.iloc[windows]
+lengths_bp = calibration.candidate_lengths(places)
+held_acts = calibration.held_means(study, last)
+curves = {
+    name: calibration.block_length_curve(values, study.design, places, lengths_bp)
+    for name, values in {"as measured": acts, "motifs held": held_acts}.items()
+}
+extent = places.groupby("block")["end"].max() - places.groupby("block")["start"].min()
+for name, curve in curves.items():
+    shortest = calibration.choose_block_length(curve)
+    print(
+        f"{name}: at least {shortest / 1000:g} kb; in use: {extent.median() / 1000:g} kb"
+    )
+pd.concat(curves, axis=1).round(2)
+
+# %% mystnb={"figure": {"caption": "Autocorrelation of paired differences at a distance, and of adjacent block means, by length (a; dashed: 0.1); features of the last block called with blocks of that length (b).", "name": "fig-block-length"}, "image": {"alt": "Correlation is below 0.1 at every length, and calls fall slowly as blocks get longer and fewer. Two line plots over the length of a genomic block."}}
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.5))
+drawn.block_lengths(curves, float(extent.median()), axes)
+figures.panel_labels(axes)
 plt.show()
 
 # %% [markdown]
@@ -224,7 +225,26 @@ if through_model:
 # - *Composition*: tissues that hold another lineage differ from the cell line, in all replicates. That is a property of tissues as they are sampled; no test on these data makes it go away, and only sorted cells would.
 
 # %% [markdown]
-# ## Depth: why rescaling is not enough
+# ## Equal depth, equal FRiP
+#
+# Now the tracks of the study itself are thinned: first to equal depth, then so that all of them have as many cuts in peaks and as many outside, which makes the fraction of reads in peaks (FRiP) equal, too.
+# Peaks are those of any of the biosamples; the motif activity is held.
+# The noise that thinning adds is part of the answer: calls that vanish may be false, or may have needed the depth.
+
+# %% tags=["remove-stderr"]
+depth = None
+try:
+    depth = calibration.depth_sensitivity(study, last)
+except ValueError as error:
+    print(f"not possible here: {error}")
+if depth is not None:
+    cuts = depth.tracks.assign(cuts=lambda t: t["inside"] + t["outside"])
+    ranges = cuts.groupby("tracks", sort=False)[["cuts", "frip"]].agg(["min", "max"])
+    ranges.columns = [" ".join(column) for column in ranges.columns]
+    display(depth.calls.join(ranges).round(3))
+
+# %% [markdown]
+# ## Why rescaling is not enough
 #
 # Multiplying a track by a constant asks how a feature answers to height, $S_j = \partial a_j / \partial \log g$.
 # The part of a difference that it explains is $S_j \, \Delta \log g$.
@@ -306,50 +326,53 @@ if study.truth is not None:
     print(f"rank correlation of effects in seen and unseen pairs: {agree:.2f}")
 
 # %% [markdown]
-# ## The study, objection by objection
+# ## Compared with replicates
 #
-# The input swap runs each window with the track of one context and the motif activity of the other, four passes in all:
-#
-# $$\Delta_{\mathrm{track}} = \tfrac12\bigl[a(1,0) - a(0,0) + a(1,1) - a(0,1)\bigr], \qquad \Delta_{\mathrm{motif}} = \tfrac12\bigl[a(0,1) - a(0,0) + a(1,1) - a(1,0)\bigr],$$
-#
-# which add up to the whole difference.
-# *Placebo* contrasts two replicates of one context in every lineage by the very rule of the study.
+# *Placebo* contrasts put two replicates of one context in the place of the two contexts, in every lineage, and call features by the very rule of the study: every call is false.
 # *E3* compares the contexts with the variation between biosamples of one lineage and context:
 #
 # $$t_{\ell j} = \frac{\bar a_{1\ell j} - \bar a_{0\ell j}}{\tilde\tau_j \sqrt{1/n_{1\ell} + 1/n_{0\ell}}} .$$
 
-# %% tags=["remove-stderr"]
-evidence = None
+# %% mystnb={"figure": {"caption": "Features called at each block of the model between the contexts, and between replicates of one context (gray, one dot per contrast).", "name": "fig-placebo"}, "image": {"alt": "With the motif activity held, contexts give no more calls than replicates of one context do. Dots by block of the model."}}
 if replicated:
-    evidence = calibration.gather_evidence(study, n_contrasts=n_contrasts)
-    display(evidence.counts.round(2))
+    drawn.placebo(evidence.counts, evidence.placebo)
+    plt.show()
 else:
     print("the tissue files name no replicates: placebo and E3 need them")
 
-# %% mystnb={"figure": {"caption": "Features called at each block of the model: by the track contrast, with the motif activity held, by the same rule between replicates, and against the variation of biosamples.", "name": "fig-objections"}, "image": {"alt": "Most calls of the track contrast vanish with the motif activity held; placebo contrasts call about as many as are left."}}
-if evidence is not None:
-    shown = ["E1", "E1, held", "placebo, held", "E3, held"]
-    evidence.counts[shown].plot.bar(figsize=(7, 3.6), rot=0)
-    plt.gca().set(xlabel="block of the model", ylabel="features called")
-    plt.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    plt.show()
+# %% tags=["hide-input"]
+if replicated:
+    total = evidence.counts.sum()
+    beaten = (
+        evidence.placebo.merge(
+            evidence.counts["E1, held"].rename("own").reset_index(), on="layer"
+        )
+        .eval("n_called >= own")
+        .mean()
+    )
+    display(
+        Markdown(
+            f"In **{beaten:.0%}** of the placebo contrasts at least as many features are called as between the contexts: with the motif activity held, the E1 count of this study is within what replicates of one context give. "
+            f"**{total['q_placebo']:.0f}** features have a placebo rate of at most 5 %. "
+            f"E3, which has {len(evidence.placebo['contrast'].unique())} contrasts' worth of replicates to learn the variation of each feature from, calls **{total['E3, held']:.0f}**."
+        )
+    )
 
 # %% [markdown]
 # Features whose difference comes through the motif activity are listed apart: their evidence is two vectors, not many windows.
 
 # %%
-if evidence is not None:
-    swap = evidence.swaps[last]
-    driven = swap[swap["driver"] == "motif"].sort_values("motif_share")
-    columns = [
-        "delta_total",
-        "delta_track",
-        "delta_motif",
-        "delta_interaction",
-        "motif_share",
-    ]
-    order = driven["delta_total"].abs().sort_values(ascending=False).index
-    display(driven.loc[order, columns].head(8).round(4))
+of_last = evidence.features[evidence.features["layer"] == last]
+driven = of_last[
+    (of_last["driver"] == "motif") & ~of_last["class"].isin(["none", "untested"])
+]
+columns = [
+    "feature",
+    *(f"delta_{x}" for x in ("total", "track", "motif", "interaction")),
+]
+strongest = driven["delta_total"].abs().sort_values(ascending=False).index
+print(f"{len(driven)} of the called features of block {last}; the largest:")
+driven.loc[strongest, [*columns, "motif_share"]].head(8).round(3)
 
 # %% [markdown]
 # What carries the differences that are left?
@@ -359,7 +382,7 @@ if evidence is not None:
 
 # %%
 decoys = ("lineage", "invariant")
-if evidence is not None and len(evidence.carried):
+if len(evidence.carried):
     carried = evidence.carried
     display(pd.crosstab(carried["role"], carried["layer"], margins=True))
     decoy_share = carried["role"].isin(decoys).mean()
@@ -382,28 +405,28 @@ planted = SummaryWorld(
 )
 rows, rates = [], []
 for draw in range(max(4, n_draws // 10)):
-    drawn = calibration.draw_summaries(planted, [seed, draw])
-    pairs = calibration.study_rows(drawn.samples)
+    sample = calibration.draw_summaries(planted, [seed, draw])
+    pairs = calibration.study_rows(sample.samples)
     tracks = cds.context_divergence(
-        drawn.features[pairs], drawn.samples.iloc[pairs], drawn.blocks
+        sample.features[pairs], sample.samples.iloc[pairs], sample.blocks
     )
     biosamples = calibration.replicate_divergence(
-        drawn.features, drawn.samples, drawn.blocks
+        sample.features, sample.samples, sample.blocks
     )
     for name, scored in {"E1 blocks": tracks, "E3 biosamples": biosamples}.items():
-        right = pd.Series(scored["class"].to_numpy() == drawn.truth)
-        decoy_calls = int((~right)[drawn.truth == "none"].sum())
-        by_class = right.groupby(drawn.truth).mean().to_dict()
+        right = pd.Series(scored["class"].to_numpy() == sample.truth)
+        decoy_calls = int((~right)[sample.truth == "none"].sum())
+        by_class = right.groupby(sample.truth).mean().to_dict()
         rows.append({"test": name, **by_class, "any decoy called": decoy_calls > 0})
-    placebo = calibration.placebo_contrasts(drawn.samples, n_contrasts=n_contrasts)
+    placebo = calibration.placebo_contrasts(sample.samples, n_contrasts=n_contrasts)
     decoy_scores = [
-        cds.context_divergence(drawn.features[c.rows], c.design, drawn.blocks)["cds"]
+        cds.context_divergence(sample.features[c.rows], c.design, sample.blocks)["cds"]
         for c in placebo
     ]
     q = calibration.placebo_fdr(tracks["cds"].to_numpy(), decoy_scores)
     for level in (0.05, 0.1, 0.2):
         mine = q <= level
-        false = np.mean(drawn.truth[mine] == "none") if mine.any() else 0.0
+        false = np.mean(sample.truth[mine] == "none") if mine.any() else 0.0
         rates.append(
             {"level": level, "estimated": q[mine].max(initial=0), "true": false}
         )
@@ -415,52 +438,36 @@ display(classes.round(3), placebo_rates.round(3))
 # The table gives the share of planted features that were called *and* put in the right class, by class; the column `none` is the share of decoys left alone.
 
 # %% [markdown]
-# ## Along the depth of the model
-#
-# All blocks get equally many tests, on their most active features.
-# Two curves need no dictionary: a linear probe for the context, judged on other chromosomes and on a lineage it has not seen, and the length of the mean difference of the streams (DiffMean), with what sign flips leave of it.
-
-# %% tags=["remove-stderr"]
-streams = calibration.stream_means(study)
-curve = None
-if len(study.blocks) > 1:
-    features = {b: s.mean_acts[:, windows] for b, s in stages.summaries(study).items()}
-    curve = cds.layer_curve(features, study.design, genomic)
-    ratio = curve.ratio
-    print(f"last over first: {ratio.ratio:.2f} ({ratio.low:.2f} to {ratio.high:.2f})")
-    display(curve.table.round(2))
-lengths = cds.diffmean_curve(
-    {b: x[:, windows] for b, x in streams.items()}, study.design, genomic
-)
-display(lengths.round(2))
-
-# %%
-if len(study.lineages) > 1:
-    test_windows = study.dataset.windows_of("test")
-    probes = cds.probe_curve(streams, study.design, train=windows, test=test_windows)
-    display(probes.pivot_table("auc", "layer", "held_out").round(3))
-
-# %% [markdown]
-# A probe that is perfect from the first block on needs no chromatin: the motif activity of the biosample is written into every token, and reading it back takes one direction.
-#
-# ### A model that was never trained
+# ## A model that was never trained
 #
 # Everything again, from streams to dictionary to score, with random weights.
 # Only what the trained model has beyond this may be credited to training.
 
 # %% tags=["remove-stderr"]
-untrained = stages.score_context(calibration.random_weights(study, layers=[last]))
+control = calibration.random_weights(study, layers=[last])
+untrained = stages.score_context(control)
 both = {"trained": scores[scores["layer"] == last], "random weights": untrained}
 against_random = pd.DataFrame(
     {
         name: {
             "tested": (t["class"] != "untested").sum(),
-            "called": len(stages.called_features(t)),
+            "E1": len(stages.called_features(t)),
         }
         for name, t in both.items()
     }
 ).T
-against_random.assign(share=lambda t: t["called"] / t["tested"]).round(2)
+held_of = {
+    "trained": held_acts,
+    "random weights": calibration.held_means(control, last),
+}
+against_random["E1, held"] = {
+    name: len(
+        stages.called_features(cds.context_divergence(values, study.design, genomic))
+    )
+    for name, values in held_of.items()
+}
+shares = against_random[["E1", "E1, held"]].div(against_random["tested"], axis=0)
+against_random.join(shares.add_prefix("share, ")).round(2)
 
 # %% [markdown]
 # ## Sanity checks
@@ -490,7 +497,7 @@ if through_model:
     assert through_model["motif-vector-only"].motif_share >= 0.95
     held = through_model["no-effect"].table.loc["block, motifs held", "share"]
     assert 0.02 <= held <= 0.08
-if evidence is not None and len(evidence.carried):
+if len(evidence.carried):
     assert decoy_share <= nominal
 print("all hold")
 
@@ -501,19 +508,21 @@ print("all hold")
 lines = [
     f"- Without any effect, tests over tokens reject {share.loc['token', 'no effect']:.0%} of true null hypotheses at 5 %, tests over genomic blocks {share.loc['block', 'no effect']:.1%}; once biosamples vary, blocks reject {share.loc['block', 'noise of biosamples']:.0%} and biosamples {share.loc['biosample', 'noise of biosamples']:.1%}."
 ]
-if evidence is not None:
-    total = evidence.counts.sum()
+if replicated:
     lines += [
-        f"- Of {total['E1']:.0f} features called over all blocks, {total['motif-driven']:.0f} are driven by the motif activity, of which each biosample has one vector; with it held, {total['E1, held']:.0f} are called, and {total['placebo, held']:.0f} between replicates of one context.",
-        f"- Against the variation between biosamples, {total['E3, held']:.0f} remain.",
+        f"- With the motif activity held, {total['E1, held']:.0f} features are called between the contexts and {total['placebo, held']:.0f} between replicates of one context; against the variation between biosamples, {total['E3, held']:.0f}."
     ]
-if evidence is not None and len(evidence.carried):
+if len(evidence.carried):
     lines += [
         f"- Of these, {decoy_share:.1%} speak for a factor without context effect."
     ]
-share_random = against_random["called"] / against_random["tested"]
+if depth is not None:
+    kept = depth.calls["kept"]
+    lines += [
+        f"- Of the features of block {last} called with the motif activity held, {kept['equal depth']:.0%} keep their class at equal depth, {kept['equal depth and FRiP']:.0%} at equal FRiP besides."
+    ]
 lines += [
-    f"- The last block of a model with random weights has {share_random['random weights']:.0%} of its testable features called, the trained one {share_random['trained']:.0%}."
+    f"- The last block of a model with random weights has {shares.loc['random weights', 'E1']:.0%} of its testable features called, the trained one {shares.loc['trained', 'E1']:.0%}; with the motif activity held {shares.loc['random weights', 'E1, held']:.0%} and {shares.loc['trained', 'E1, held']:.0%}."
 ]
 display(Markdown("\n".join(lines)))
 

@@ -57,6 +57,7 @@ from helpers.dna_contrast import (
     site_folds,
     train_masked,
 )
+from helpers.figures import any_transformer
 
 figures.set_style()
 print(f"run {run} | data {data} | seed {seed} | device {device}")
@@ -160,18 +161,7 @@ result.rename(columns={"size": "features", "sum": "called"})
 
 # %% mystnb={"figure": {"caption": "For every feature of every block: how much more strongly it fires at sites of the motif than elsewhere, against its change when the motif is written in. Called features are filled.", "name": "fig-any-transformer"}, "image": {"alt": "Scatter plot by block: features that are called are those that fire at the sites of the motif."}}
 figure, panels = plt.subplots(1, len(points), figsize=(10, 3.3), sharey=True)
-for ax, (layer, table) in zip(panels, points.items(), strict=True):
-    for called, group in table.groupby("called"):
-        ax.scatter(
-            group["motif"],
-            group["change"],
-            s=16,
-            label="called" if called else "not called",
-            color=figures.COLORS["sae" if called else "none"],
-        )
-    ax.set(title=layer, xlabel="log2 fold at motif sites")
-panels[0].set_ylabel("log2 fold, with over without")
-panels[-1].legend()
+any_transformer.motif_features(points, panels)
 plt.show()
 
 # %% [markdown]

@@ -1,4 +1,4 @@
-"""Block lengths: planted autocorrelation is measured and ends where it was planted to end."""
+"""Block lengths: planted autocorrelation is measured and ends where it should."""
 
 import numpy as np
 import pandas as pd

@@ -188,6 +188,10 @@ def test_replicate_divergence_refuses_designs_without_replicates():
     broken[2, 3, 4] = np.nan
     with pytest.raises(ValueError, match="in biosample 'blood_in_vitro_r1'"):
         replicate_divergence(broken, more.samples, more.blocks)
+    copied = more.features.copy()
+    copied[4] = copied[0]
+    with pytest.raises(ValueError, match="'blood_in_vitro' and 'blood_in_vitro_r2' h"):
+        replicate_divergence(copied, more.samples, more.blocks)
 
 
 # --- Placebo --------------------------------------------------------------------------
@@ -278,3 +282,10 @@ def test_worlds_check_their_kind():
         SummaryWorld(kind="batch")
     with pytest.raises(ValueError, match="n_lineages must lie in"):
         SummaryWorld(n_lineages=0)
+
+
+def test_null_draws_refuse_sign_flips_over_few_blocks():
+    few = replace(NULL, n_blocks=19)
+    with pytest.raises(ValueError, match="at least 20 blocks; the world has 19"):
+        null_draws(few, n_draws=1, n_flips=99)
+    assert "block, max-T" not in set(null_draws(few, n_draws=1, n_flips=0)["unit"])

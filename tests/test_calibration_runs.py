@@ -188,9 +188,7 @@ def test_gather_evidence_is_kept_and_knows_its_recipe(study, monkeypatch):
         calibration.gather_evidence(study, n_contrasts=2)
 
 
-def test_gather_evidence_without_replicates_leaves_out_what_needs_them(
-    study, tmp_path
-):
+def test_gather_evidence_without_replicates_leaves_out_what_needs_them(study, tmp_path):
     alone = [replace(tissue, replicates=()) for tissue in study.dataset.tissues]
     dataset = stages.WindowDataset(alone, window_bp=study.dataset.window_bp)
     bare = replace(study, dataset=dataset, run=stages.Run(tmp_path / "bare"))

@@ -109,6 +109,14 @@ def test_held_passes_share_the_motif_activity_of_the_pair():
     passes = confounders.held_passes(design)
     assert passes[0] == PassInput(0, (0, 1)) and passes[1] == PassInput(1, (0, 1))
     assert passes[7] == PassInput(7, (2, 3))
+    with pytest.raises(ValueError, match="must have exactly one.*got 1 and 0"):
+        confounders.held_passes(design[design["context"] == "in_vitro"])
+    mislabelled = design.replace({"context": {"in_vivo": "vivo"}})
+    with pytest.raises(ValueError, match="context must be one of.*got 'vivo'"):
+        confounders.held_passes(mislabelled)
+    repeated = design.assign(biosample=design["biosample"].iloc[0])
+    with pytest.raises(ValueError, match="is repeated"):
+        confounders.held_passes(repeated)
 
 
 # --- Depth ----------------------------------------------------------------------------

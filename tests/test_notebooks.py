@@ -22,7 +22,20 @@ from helpers.windows import WindowDataset
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CHROMATIN_SHARED_DATA", ROOT.parent / "shared" / "data"))
 TISSUES = ["brain", "muscle"]
-PAGES = ["01_extraction", "02_sae", "03_cds", "04_causal", "05_annotation", "results"]
+PAGES = [
+    "01_extraction",
+    "02_sae",
+    "03_cds",
+    "04_causal",
+    "05_annotation",
+    "06_calibration",
+    "07_any_transformer",
+    "results",
+]
+SHORTER = {
+    "06_calibration": {"n_draws": 100},
+    "07_any_transformer": {"n_steps": 800},  # its planted truth needs a trained model
+}
 
 pytestmark = [
     pytest.mark.slow,
@@ -74,12 +87,16 @@ def test_every_page_runs_on_real_data(prepared):
                 "data": str(folder),
                 "blocks": [3],
                 "model": str(root / "model"),
-            },
+            }
+            | SHORTER.get(page, {}),
             kernel_name="python3",
             progress_bar=False,
         )
     masked = pd.read_parquet(run / "masked.parquet")
     assert set(masked["lineage"]) == set(TISSUES)
     assert "noise ceiling" not in set(masked["method"])
+    evidence = pd.read_parquet(run / "evidence_select" / "counts.parquet")
+    assert {"E1", "motif-driven", "E1, held"} <= set(evidence)
+    assert "E3, held" not in evidence  # the files name no replicates
     claims = pd.read_parquet(run / "claims.parquet")
     assert claims["verdict"].str.len().min() > 0

@@ -97,9 +97,7 @@ def pass_summaries(
         One for each layer; first axis as `passes`.
     """
     chosen = list(study.blocks if layers is None else layers)
-    path = pass_file(
-        study, name, dataset, windows, passes, layers=chosen, sites=sites
-    )
+    path = pass_file(study, name, dataset, windows, passes, layers=chosen, sites=sites)
     return {layer: read_passes(path, passes, layer) for layer in chosen}
 
 

@@ -20,7 +20,7 @@ from helpers.runs import code_digest
 from helpers.stages import Study, called_features
 from helpers.windows import WindowDataset
 
-__all__ = ["DepthSensitivity", "depth_sensitivity"]
+__all__ = ["DepthSensitivity", "depth_sensitivity", "held_means"]
 
 _VARIANTS = {"equal depth": False, "equal depth and FRiP": True}
 
@@ -41,6 +41,35 @@ class DepthSensitivity(NamedTuple):
 
     calls: pd.DataFrame
     tracks: pd.DataFrame
+
+
+def held_means(study: Study, layer: int, *, split: str = "select") -> np.ndarray:
+    """Return window means of the pairs with the motif activity held.
+
+    Parameters
+    ----------
+    study : Study
+        The run.
+    layer : int
+        Block of the model.
+    split : str, default "select"
+        Windows.
+
+    Returns
+    -------
+    numpy.ndarray, shape (n_biosamples, n_windows, d_sae)
+        Like ``mean_acts`` of `helpers.stages.summaries` on these windows.
+    """
+    return _held(study, "held", study.dataset, layer, split)
+
+
+def _held(
+    study: Study, name: str, dataset: WindowDataset, layer: int, split: str
+) -> np.ndarray:
+    windows, passes = study.dataset.windows_of(split), held_passes(study.design)
+    return pass_summaries(
+        study, f"{name}_{split}", dataset, windows, passes, layers=[layer]
+    )[layer].mean_acts
 
 
 def depth_sensitivity(
@@ -71,7 +100,10 @@ def depth_sensitivity(
         If a signal is coverage, which cannot be thinned.
     """
     tissues = [replace(tissue, replicates=()) for tissue in study.dataset.tissues]
-    versions, counts = {"as sequenced": tissues}, [cuts_in_peaks(tissues)]
+    windows = study.dataset.windows_of(split)
+    blocks = study.dataset.windows["block"].to_numpy()[windows]
+    counts = {"as sequenced": cuts_in_peaks(tissues)}
+    means = {"as sequenced": held_means(study, layer, split=split)}
     for name, frip in _VARIANTS.items():
         recipe = {
             "data": inputs_of(tissues),
@@ -83,18 +115,16 @@ def depth_sensitivity(
         def build(partial: Path, frip: bool = frip) -> None:
             equal_depth(tissues, partial, frip=frip, random_state=study.seed)
 
-        folder = study.run.artefact(f"thinned/{_file(name)}", recipe, build)
-        versions[name] = thinned_tissues(tissues, folder)
-        counts.append(cuts_in_peaks(versions[name]))
-    windows = study.dataset.windows_of(split)
-    blocks = study.dataset.windows["block"].to_numpy()[windows]
-    passes, tables = held_passes(study.design), {}
-    for name, version in versions.items():
-        dataset = WindowDataset(version, window_bp=study.dataset.window_bp)
-        summary = pass_summaries(
-            study, f"{_file(name)}_{split}", dataset, windows, passes, layers=[layer]
-        )[layer]
-        tables[name] = context_divergence(summary.mean_acts, study.design, blocks)
+        file = name.lower().replace(" ", "_")
+        folder = study.run.artefact(f"thinned/{file}", recipe, build)
+        thinned = thinned_tissues(tissues, folder)
+        counts[name] = cuts_in_peaks(thinned)
+        dataset = WindowDataset(thinned, window_bp=study.dataset.window_bp)
+        means[name] = _held(study, file, dataset, layer, split)
+    tables = {
+        name: context_divergence(values, study.design, blocks)
+        for name, values in means.items()
+    }
     first = tables["as sequenced"]
     called = called_features(first).index
     rows = [
@@ -106,13 +136,7 @@ def depth_sensitivity(
         }
         for name, table in tables.items()
     ]
-    named = [
-        table.assign(tracks=name) for name, table in zip(versions, counts, strict=True)
-    ]
+    named = [table.assign(tracks=name) for name, table in counts.items()]
     return DepthSensitivity(
         pd.DataFrame(rows).set_index("tracks"), pd.concat(named, ignore_index=True)
     )
-
-
-def _file(name: str) -> str:
-    return name.lower().replace(" ", "_")

@@ -153,7 +153,9 @@ def gather_evidence(
         "code": code_digest("_evidence", "cds", "pairing", "blockstats", "truth"),
     }
     folder = study.run.artefact(name, recipe, build)
-    tables = [pd.read_parquet(folder / f"{field}.parquet") for field in Evidence._fields]
+    tables = [
+        pd.read_parquet(folder / f"{field}.parquet") for field in Evidence._fields
+    ]
     return Evidence(tables[0].set_index("layer"), *tables[1:])
 
 
@@ -222,9 +224,7 @@ def _of_layer(
             part = PassSummary(*(values[n : 2 * n] for values in summary))
             parts = factor_contributions(study, windows, part)
             carried = attribute_calls(study, parts, samples, replicates)
-    return Evidence(
-        pd.DataFrame([counts]), features.reset_index(), placebo, carried
-    )
+    return Evidence(pd.DataFrame([counts]), features.reset_index(), placebo, carried)
 
 
 def _placebo_scores(

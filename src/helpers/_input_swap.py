@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from helpers._passes import PassInput
+from helpers._replicates import sample_cells
 from helpers._tested import feature_table, tested_effects
 from helpers.blockstats import adjust_p_values
 from helpers.pairing import (
@@ -28,7 +29,9 @@ SWAP = ((0, 0), (0, 1), (1, 0), (1, 1))
 """Context of the track and of the motif activity, in the order of the passes."""
 
 
-def held_passes(design: pd.DataFrame) -> list[PassInput]:
+def held_passes(
+    design: pd.DataFrame, levels: tuple[str, str] = CONTEXTS
+) -> list[PassInput]:
     """Return passes that differ in the track alone within a lineage.
 
     The motif activity is one vector per biosample: it moves every window alike, with
@@ -39,22 +42,28 @@ def held_passes(design: pd.DataFrame) -> list[PassInput]:
     design : pandas.DataFrame
         Columns biosample, lineage, context, in the order of the data set; replicates
         are welcome.
+    levels : tuple of str, default ("in_vitro", "in_vivo")
+        The two contexts.
 
     Returns
     -------
     list of PassInput
-        One per biosample. Each context weighs the same in the mean only if it has as
-        many biosamples as the other; the first of each context stands for it.
+        One per biosample. The first biosample of each context stands for it in the
+        mean, so that both contexts weigh the same.
+
+    Raises
+    ------
+    ValueError
+        If a lineage lacks a context, a context is unknown, or a biosample is repeated.
     """
-    lineage, context = design["lineage"].to_numpy(), design["context"].to_numpy()
-    passes = []
-    for row in range(len(design)):
-        shared = [
-            np.flatnonzero((lineage == lineage[row]) & (context == level))[0]
-            for level in pd.unique(context[lineage == lineage[row]])
-        ]
-        passes.append(PassInput(row, tuple(int(i) for i in shared)))
-    return passes
+    shared = {
+        lineage: tuple(int(rows[0]) for rows in cell)
+        for lineage, cell in sample_cells(design, levels).items()
+    }
+    return [
+        PassInput(row, shared[str(lineage)])
+        for row, lineage in enumerate(design["lineage"])
+    ]
 
 
 def swap_passes(

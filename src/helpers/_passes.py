@@ -138,9 +138,8 @@ def stream_codes(
         tracks = {track: dataset.track(batch, track) for track, _ in groups}
         for (track, gain), members in groups.items():
             atac = torch.from_numpy(soft_clip(gain * tracks[track], INPUT_CLIP))
-            base = model.encode_context(
-                features, atac.float().to(device), motifs.new_zeros(len(batch), motifs.shape[1])
-            )
+            nothing = motifs.new_zeros(len(batch), motifs.shape[1])
+            base = model.encode_context(features, atac.float().to(device), nothing)
             for index in members:
                 stream = base + shifts[passes[index].motif_activity]
                 start = 0

@@ -107,8 +107,8 @@ def replicate_divergence(
     Raises
     ------
     ValueError
-        If no lineage and context has two biosamples, a lineage lacks a context, or
-        features are not finite.
+        If no lineage and context has two biosamples, a lineage lacks a context,
+        features are not finite, or two biosamples hold the same values.
 
     Notes
     -----
@@ -143,6 +143,7 @@ def replicate_divergence(
             )
         means.append(sizes @ block_means / sizes.sum())
         firing = np.maximum(firing, (block_means != 0).sum(axis=0))
+    _check_copies(means, samples)
     tested = firing >= MIN_FIRING_BLOCKS
     if not tested.any():
         raise ValueError(f"features: none fires in {MIN_FIRING_BLOCKS} blocks")
@@ -208,3 +209,15 @@ def replicate_divergence(
         "alpha": alpha,
     }
     return table
+
+
+def _check_copies(means: list[np.ndarray], samples: pd.DataFrame) -> None:
+    """Refuse copies: they would pass for replicates that do not vary."""
+    seen: dict[bytes, str] = {}
+    for values, name in zip(means, samples["biosample"], strict=True):
+        twin = seen.setdefault(values.tobytes(), name)
+        if twin != name and values.any():
+            raise ValueError(
+                f"features: biosamples {twin!r} and {name!r} hold the same values; "
+                "are they copies of one biosample?"
+            )

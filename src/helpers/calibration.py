@@ -27,7 +27,7 @@ from helpers._calibration_runs import (
     stream_means,
     with_replicates,
 )
-from helpers._depth_runs import DepthSensitivity, depth_sensitivity
+from helpers._depth_runs import DepthSensitivity, depth_sensitivity, held_means
 from helpers._evidence import Evidence, claim_ladder, gather_evidence
 from helpers._null_runs import (
     NullCalls,
@@ -45,13 +45,9 @@ from helpers._summary_worlds import (
     draw_summaries,
 )
 from helpers._units import calls_by_unit
-from helpers.blockstats import (
-    max_t_p_values,
-    moderated_t,
-)
-from helpers.pairing import (
-    paired_blocks,
-)
+from helpers.blockstats import max_t_p_values, moderated_t
+from helpers.cds import MIN_FLIP_BLOCKS
+from helpers.pairing import paired_blocks
 
 __all__ = [
     "SUMMARY_KINDS",
@@ -75,6 +71,7 @@ __all__ = [
     "equal_depth_data",
     "factor_contributions",
     "gather_evidence",
+    "held_means",
     "null_calls",
     "null_data",
     "null_draws",
@@ -119,7 +116,17 @@ def null_draws(
     pandas.DataFrame
         One row per ``draw`` and ``unit``, with the columns of `calls_by_unit`. The unit
         ``block, max-T`` counts features with an adjusted p <= alpha.
+
+    Raises
+    ------
+    ValueError
+        If there are sign flips, and fewer than 20 blocks.
     """
+    if n_flips and world.n_blocks < MIN_FLIP_BLOCKS:
+        raise ValueError(
+            f"n_flips: sign-flip max-T needs at least {MIN_FLIP_BLOCKS} blocks; the "
+            f"world has {world.n_blocks}. Draw more of them, or use n_flips=0"
+        )
     found = []
     for draw in range(n_draws):
         rng = np.random.default_rng([random_state, draw])
