@@ -81,6 +81,7 @@ evidence.counts.round(2)
 # %% [markdown]
 # These are the calls of page 03.
 # E1 asks about these tracks, E3 about cell lines and tissues of these lineages; *held* is with one motif activity for both contexts of a lineage.
+
 # %% [markdown]
 # ## False calls by unit of replication
 #
@@ -180,13 +181,14 @@ curves = {
 }
 extent = places.groupby("block")["end"].max() - places.groupby("block")["start"].min()
 for name, curve in curves.items():
-    shortest = calibration.choose_block_length(curve)
-    print(
-        f"{name}: at least {shortest / 1000:g} kb; in use: {extent.median() / 1000:g} kb"
-    )
+    try:
+        shortest = f"at least {calibration.choose_block_length(curve) / 1000:g} kb"
+    except ValueError as error:
+        shortest = str(error)
+    print(f"{name}: {shortest}; in use: {extent.median() / 1000:g} kb")
 pd.concat(curves, axis=1).round(2)
 
-# %% mystnb={"figure": {"caption": "Autocorrelation of paired differences at a distance, and of adjacent block means, by length (a; dashed: 0.1); features of the last block called with blocks of that length (b).", "name": "fig-block-length"}, "image": {"alt": "Correlation is below 0.1 at every length, and calls fall slowly as blocks get longer and fewer. Two line plots over the length of a genomic block."}}
+# %% mystnb={"figure": {"caption": "Autocorrelation of paired differences at a distance, and of adjacent block means, by length (a; dashed: 0.1); features of the last block called with blocks of that length (b).", "name": "fig-block-length"}, "image": {"alt": "Correlation falls within few windows, and calls fall slowly as blocks get longer and fewer. Two line plots over the length of a genomic block."}}
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.5))
 drawn.block_lengths(curves, float(extent.median()), axes)
 figures.panel_labels(axes)
@@ -287,7 +289,7 @@ guard[guard["layer"] == last].round(3)
 # %% [markdown]
 # The norm of the stream and the number of active features are compared because a threshold turns a difference in norm into one in every feature.
 #
-# Biosamples differ by lineage more than by anything else; the table says how the variation between the biosamples of this study splits.
+# The variation between the biosamples of this study splits into three parts; that of the context contains what comes through the motif activity.
 
 # %%
 split = confounders.lineage_and_context(acts, study.design, genomic)
@@ -302,7 +304,7 @@ if len(study.lineages) > 1:
 # The simulated world has a pair that no model has seen.
 
 # %% tags=["remove-stderr"]
-if study.truth is not None:
+if study.truth is not None and "kidney" not in study.lineages:
     seen_and_not = stages.open_study(
         run,
         data=data,
@@ -354,7 +356,7 @@ if replicated:
         Markdown(
             f"In **{beaten:.0%}** of the placebo contrasts at least as many features are called as between the contexts: with the motif activity held, the E1 count of this study is within what replicates of one context give. "
             f"**{total['q_placebo']:.0f}** features have a placebo rate of at most 5 %. "
-            f"E3, which has {len(evidence.placebo['contrast'].unique())} contrasts' worth of replicates to learn the variation of each feature from, calls **{total['E3, held']:.0f}**."
+            f"E3 learns from the replicates how much each feature varies, and calls **{total['E3, held']:.0f}**."
         )
     )
 
@@ -475,25 +477,31 @@ against_random.join(shares.add_prefix("share, ")).round(2)
 # The error rates this page promises, asserted on what was computed above.
 
 # %%
-nominal, slack = 0.05, 2 * np.sqrt(0.05 * 0.95 / n_draws)
-assert 0.03 <= share.loc["block", "no effect"] <= 0.07
+nominal = 0.05
+
+
+def near(value, n_tests):  # 0.03 to 0.07, or four standard errors if that is wider
+    return abs(value - nominal) <= max(0.02, 4 * np.sqrt(0.05 * 0.95 / n_tests))
+
+
+assert near(share.loc["block", "no effect"], 40 * n_draws)
+assert near(share.loc["biosample", "noise of biosamples"], 10 * n_draws)
 assert share.loc["token", "no effect"] >= 10 * nominal
+slack = 2 * np.sqrt(0.05 * 0.95 / n_draws)
 assert family["block, max-T"] <= max(0.07, nominal + slack)
-assert 0.03 <= share.loc["biosample", "noise of biosamples"] <= 0.07
 shared_right = classes.loc["E3 biosamples", ["shared-vitro", "shared-vivo"]]
 assert shared_right.min() >= 0.8
 assert classes.loc["E3 biosamples", "any decoy called"] <= nominal + 0.1
 quotient = placebo_rates["estimated"] / placebo_rates["true"]
 assert quotient.between(0.5, 2).all(), quotient
 if through_model:
-    depth = through_model["depth-only"].table
-    unadjusted = depth.loc["block", "n_called"]
+    deep = through_model["depth-only"].table["n_called"]
     for adjusted in (
         "block, equal depth",
         "biosample, equal depth",
         "block, equal signal",
     ):
-        assert depth.loc[adjusted, "n_called"] <= nominal * unadjusted
+        assert deep[adjusted] <= nominal * deep["block"]
     assert through_model["motif-vector-only"].motif_share >= 0.95
     held = through_model["no-effect"].table.loc["block, motifs held", "share"]
     assert 0.02 <= held <= 0.08

@@ -26,10 +26,10 @@ __all__ = [
     "attribute_calls",
     "factor_contributions",
     "inputs_of",
-    "pass_file",
     "pass_summaries",
     "random_weights",
     "read_passes",
+    "run_passes",
     "samples_of",
     "stream_means",
     "with_replicates",
@@ -78,7 +78,7 @@ def pass_summaries(
     study : Study
         The run; dictionaries are made if absent.
     name : str
-        Name of the artefact, ``passes/<name>.npz``.
+        Name of the artefact, the folder ``passes/<name>``.
     dataset : WindowDataset
         Inputs: the study's, with or without replicates, or those of another world.
     windows : sequence of int
@@ -97,11 +97,13 @@ def pass_summaries(
         One for each layer; first axis as `passes`.
     """
     chosen = list(study.blocks if layers is None else layers)
-    path = pass_file(study, name, dataset, windows, passes, layers=chosen, sites=sites)
-    return {layer: read_passes(path, passes, layer) for layer in chosen}
+    folder = run_passes(
+        study, name, dataset, windows, passes, layers=chosen, sites=sites
+    )
+    return {layer: read_passes(folder, passes, layer) for layer in chosen}
 
 
-def pass_file(
+def run_passes(
     study: Study,
     name: str,
     dataset: WindowDataset,
@@ -111,7 +113,7 @@ def pass_file(
     layers: Sequence[int],
     sites: bool = False,
 ) -> Path:
-    """Return the file behind `pass_summaries`, made if absent."""
+    """Return the folder behind `pass_summaries`, made if absent."""
     saes = {layer: train_saes(study)[layer] for layer in layers}
     distinct = list(dict.fromkeys(passes))
     recipe = {
@@ -129,27 +131,33 @@ def pass_file(
         if sites:
             regressors = _regressors(study, windows)
             weights = regressors.reshape(len(windows), -1, regressors.shape[1])
+        partial.mkdir()
         found = summarize_passes(
-            study.model, saes, dataset, windows, distinct, weights=weights
+            study.model,
+            saes,
+            dataset,
+            windows,
+            distinct,
+            weights=weights,
+            folder=partial,
         )
-        arrays = {
-            f"{field}_{layer}": value
-            for layer, summary in found.items()
-            for field, value in summary._asdict().items()
-        }
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)
+        for layer, summary in found.items():
+            summary.mean_acts.flush()
+            np.save(partial / f"squares_{layer}.npy", summary.squares)
+            np.save(partial / f"weighted_{layer}.npy", summary.weighted)
 
-    return study.run.artefact(f"passes/{name}.npz", recipe, build)
+    return study.run.artefact(f"passes/{name}", recipe, build)
 
 
-def read_passes(path: Path, passes: Sequence[PassInput], layer: int) -> PassSummary:
-    """Return one layer of a file of `pass_file`, in the order of its passes."""
+def read_passes(folder: Path, passes: Sequence[PassInput], layer: int) -> PassSummary:
+    """Return one layer of a folder of `run_passes`, in the order of its passes."""
     distinct = list(dict.fromkeys(passes))
     position = [distinct.index(given) for given in passes]
-    with np.load(path) as arrays:
-        fields = PassSummary._fields
-        return PassSummary(*(arrays[f"{name}_{layer}"][position] for name in fields))
+    found = {}
+    for name in PassSummary._fields:
+        values = np.load(folder / f"{name}_{layer}.npy", mmap_mode="r")
+        found[name] = values[position]  # in memory, one layer at a time
+    return PassSummary(**found)
 
 
 def inputs_of(tissues: Sequence[Tissue]) -> dict:

@@ -15,8 +15,8 @@ import pandas as pd
 from helpers._calibration_runs import (
     attribute_calls,
     factor_contributions,
-    pass_file,
     read_passes,
+    run_passes,
     samples_of,
     with_replicates,
 )
@@ -109,7 +109,7 @@ def gather_evidence(
     swaps = swap_passes(samples.iloc[study_rows(samples)])
     passes = [*own, *held_passes(samples), *swaps]
     name = f"evidence_{split}"
-    file = pass_file(
+    made = run_passes(
         study,
         name,
         dataset,
@@ -126,7 +126,7 @@ def gather_evidence(
             _of_layer(
                 study,
                 scores[scores["layer"] == layer].set_index("feature"),
-                read_passes(file, passes, layer),
+                read_passes(made, passes, layer),
                 samples,
                 windows,
                 log_signal,
@@ -146,7 +146,7 @@ def gather_evidence(
 
     table = "cds.parquet" if split == "select" else f"cds_{split}.parquet"
     recipe = {
-        "passes": study.run.key(f"passes/{name}.npz"),
+        "passes": study.run.key(f"passes/{name}"),
         "scores": study.run.key(table),
         "n_contrasts": n_contrasts,
         "seed": study.seed,

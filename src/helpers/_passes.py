@@ -8,6 +8,7 @@ once per track and gain, so that asking what an input does costs a sixth of a fu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -192,6 +193,7 @@ def summarize_passes(
     *,
     factors: Mapping[int, np.ndarray] | None = None,
     weights: np.ndarray | None = None,
+    folder: Path | None = None,
 ) -> dict[int, PassSummary]:
     """Average the feature activations of passes over each window.
 
@@ -201,6 +203,9 @@ def summarize_passes(
         As in `stream_codes`.
     weights : numpy.ndarray, shape (n_windows, n_tokens, n_weights), optional
         Weights of the tokens for ``weighted``, such as where a motif lies.
+    folder : Path, optional
+        Keep the mean activations there, in files ``mean_acts_<layer>.npy``, and not in
+        memory: at published size they are gigabytes.
 
     Returns
     -------
@@ -211,7 +216,7 @@ def summarize_passes(
     n_weights = 0 if weights is None else weights.shape[2]
     found = {
         layer: PassSummary(
-            np.empty((*shape, sae.d_sae), np.float32),
+            _empty((*shape, sae.d_sae), folder, layer),
             np.zeros((len(passes), sae.d_sae)),
             np.zeros((len(passes), n_weights, sae.d_sae)),
         )
@@ -226,3 +231,11 @@ def summarize_passes(
             rows = torch.from_numpy(weights[codes.windows]).to(acts).flatten(0, 1)
             summary.weighted[codes.index] += (rows.T @ acts.flatten(0, 1)).cpu().numpy()
     return found
+
+
+def _empty(shape: tuple[int, ...], folder: Path | None, layer: int) -> np.ndarray:
+    """Return an array to fill, in memory or in a file."""
+    if folder is None:
+        return np.empty(shape, np.float32)
+    path = folder / f"mean_acts_{layer}.npy"
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
