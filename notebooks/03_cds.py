@@ -265,6 +265,9 @@ both = called.merge(
     on=["layer", "feature"],
     suffixes=("", "_test"),
 ).merge(features[["layer", "feature", "driver", "motif_share"]])
+silent = both["delta_test"].isna()
+print(f"{silent.sum()} of {len(both)} called features are too rare to test there")
+both = both[~silent].copy()
 both["same sign"] = np.sign(both["delta"]) == np.sign(both["delta_test"])
 repeated = both.groupby("driver")["same sign"].agg(["size", "mean"])
 repeated.rename(columns={"size": "features called", "mean": "same sign"}).round(3)

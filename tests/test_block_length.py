@@ -90,6 +90,17 @@ def test_lengths_without_such_windows_are_unknown():
     assert np.isnan(curve.loc[9 * STEP, "autocorrelation"])
 
 
+def test_lengths_that_change_nothing_are_left_out():
+    near = tiled(12, 4)
+    far = near.assign(start=near["start"] + 512 * STEP)
+    assert candidate_lengths(pd.concat([near, far]))[:4] == [
+        STEP,
+        2 * STEP,
+        4 * STEP,
+        1024 * STEP,
+    ]
+
+
 def test_chosen_length_must_stay_below_the_limit():
     curve = pd.DataFrame({"autocorrelation": [0.05, 0.3, np.nan, 0.02]}, [1, 2, 4, 8])
     assert choose_block_length(curve) == 4

@@ -167,6 +167,9 @@ def test_claim_ladder_counts_every_claim_per_layer(study):
     assert list(ladder.loc["naive t, Bonferroni", study.blocks]) == list(
         counts["naive"]
     )
+    own = evidence.features
+    track = ~own["class"].isin(["none", "untested"]) & (own["driver"] == "track")
+    assert ladder.loc["E1, not driven by the motif activity", "all"] == track.sum()
     held = evidence.features["q_placebo"] <= 0.05
     assert ladder.loc["E1 held, placebo rate at most 5 %", "all"] == held.sum()
     p = evidence.features["p_partial_held"]

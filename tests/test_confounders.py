@@ -190,7 +190,12 @@ def test_thin_signal_thins_peaks_by_a_share_of_their_own(tmp_path):
     counts = np.full(8000, 2.0)
     write_cuts(tmp_path / "deep.bw", counts)
     peaks = pd.DataFrame(
-        [("chr1", 3000, 4000), ("chr1", 1000, 2000), ("chr1", 1500, 2500)],
+        [
+            ("chr1", 3000, 4000),
+            ("chr1", 1000, 2000),
+            ("chr1", 1100, 1200),  # nested
+            ("chr1", 1500, 2500),
+        ],
         columns=["chrom", "start", "end"],
     )
     output = confounders.thin_signal(

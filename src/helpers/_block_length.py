@@ -41,7 +41,8 @@ def candidate_lengths(windows: pd.DataFrame) -> list[int]:
     -------
     list of int
         In bp, from the median distance of neighboring windows up to where fewer than
-        five blocks, the least that can be tested, would be left.
+        five blocks, the least that can be tested, would be left; lengths that cut
+        the windows into as many blocks as a shorter one are left out.
 
     Raises
     ------
@@ -52,19 +53,20 @@ def candidate_lengths(windows: pd.DataFrame) -> list[int]:
     gaps = ordered.groupby("chrom", observed=True)["start"].diff().dropna()
     if not len(gaps):
         raise ValueError("windows: no chromosome has two; distances are unknown")
-    length, lengths = int(gaps.median()), []
-    reach = int(windows["start"].max())
-    while not lengths or lengths[-1] <= reach:
-        if len(np.unique(_blocks(windows, length))) < MIN_FIRING_BLOCKS:
+    length = int(gaps.median())
+    lengths: dict[int, int] = {}  # by the number of blocks
+    while length <= 2 * windows["start"].max():
+        n_blocks = len(np.unique(_blocks(windows, length)))
+        if n_blocks < MIN_FIRING_BLOCKS:
             break
-        lengths.append(length)
+        lengths.setdefault(n_blocks, length)
         length *= 2
     if not lengths:
         raise ValueError(
             f"windows: blocks of {length} bp are fewer than {MIN_FIRING_BLOCKS}; the "
             "score needs more windows"
         )
-    return lengths
+    return list(lengths.values())
 
 
 def _blocks(windows: pd.DataFrame, length: int) -> np.ndarray:

@@ -31,6 +31,7 @@ __all__ = ["NullCalls", "NullData", "equal_depth_data", "null_calls", "null_data
 
 _NULL_WINDOWS = 16  # per chromosome, in two blocks
 _NULL_BLOCK = 8  # windows; noise of a simulated track is independent beyond them
+_MAX_LINEAGES = 2  # enough to share, agree and disagree
 _EVERY = 2  # windows are run: more blocks tell more than more windows in a block
 _ALPHA = 0.05
 
@@ -54,7 +55,7 @@ class NullData(NamedTuple):
 
 
 def null_data(study: Study, kind: str) -> NullData:
-    """Return the data of a null world with the study's lineages and replicates.
+    """Return the data of a null world with lineages of the study and replicates.
 
     Parameters
     ----------
@@ -66,7 +67,8 @@ def null_data(study: Study, kind: str) -> NullData:
     Returns
     -------
     NullData
-        192 windows in 48 blocks; nothing was trained or chosen on them.
+        At most two lineages, 192 windows in 48 blocks; nothing was trained or chosen
+        on them.
 
     Raises
     ------
@@ -80,13 +82,14 @@ def null_data(study: Study, kind: str) -> NullData:
         windows_per_chromosome=_NULL_WINDOWS,
         window_bp=study.dataset.window_bp,
     )
-    recipe = {"world": simulate.recipe(world), "lineages": study.lineages}
+    lineages = study.lineages[:_MAX_LINEAGES]
+    recipe = {"world": simulate.recipe(world), "lineages": lineages}
     folder = Run(study.truth.parent.parent).artefact(
         f"null_{kind}",
         recipe,
-        lambda partial: simulate.write_world(partial, world, lineages=study.lineages),
+        lambda partial: simulate.write_world(partial, world, lineages=lineages),
     )
-    tissues = read_tissues(folder / "tissues", study.lineages)
+    tissues = read_tissues(folder / "tissues", lineages)
     return _as_data(tissues, study.dataset.window_bp)
 
 

@@ -174,7 +174,7 @@ def input_channels(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
             lw=0,
             label=f"{name} ({len(rows)})",
         )
-    limit = 1.1 * table[["delta_motif", "delta_track"]].abs().to_numpy().max()
+    limit = 1.1 * np.nanmax(table[["delta_motif", "delta_track"]].abs().to_numpy())
     ax.plot([-limit, limit], [-limit, limit], color="0.6", lw=1, ls="--")
     ax.plot([-limit, limit], [limit, -limit], color="0.6", lw=1, ls="--")
     _symmetric_log(ax, limit)
@@ -317,7 +317,7 @@ def replication(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Plot effects on the chromosomes of selection against other chromosomes."""
     ax = new_axes(ax, 6.2, 4.0)
     _scatter(table, "delta", table["delta_test"].to_numpy(), ax)
-    limit = 1.05 * table[["delta", "delta_test"]].abs().to_numpy().max()
+    limit = 1.05 * np.nanmax(table[["delta", "delta_test"]].abs().to_numpy())
     ax.plot([-limit, limit], [-limit, limit], color="0.6", lw=1, ls="--")
     _symmetric_log(ax, limit)
     ax.set_xlabel("mean difference, select chromosomes")
