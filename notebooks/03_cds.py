@@ -249,7 +249,7 @@ if curve is not None:
     plt.show()
 
 # %% [markdown]
-# A probe that is perfect from the first block on needs no chromatin: the motif activity of the biosample is written into every token, and reading it back takes one direction.
+# Where a probe is perfect from the first block on, it needs no chromatin: the motif activity of the biosample is written into every token, and reading it back takes one direction.
 
 # %% [markdown]
 # ## Do the effects repeat?
@@ -370,9 +370,12 @@ if "E3" in counts:
     lines += [
         f"- Replicates of one context give {total['placebo, held']:.0f} by the same rule; {total['E3, held']:.0f} features stand out from the variation between biosamples."
     ]
+if curve is not None:
+    lines += [
+        f"- From the first block to the last the count goes from {ratio['early']:.0f} to {ratio['late']:.0f}, a ratio of {ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}); with the motif activity held, from {counts['E1, held'].iloc[0]:.0f} to {counts['E1, held'].iloc[-1]:.0f}."
+    ]
 lines += [
-    f"- From the first block to the last the count goes from {ratio['early']:.0f} to {ratio['late']:.0f}, a ratio of {ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}).",
-    f"- {both['same sign'].mean():.0%} of the called features keep their sign on chromosomes they were not chosen on, which for the motif-driven ones says nothing about contexts.",
+    f"- {both['same sign'].mean():.0%} of the called features keep their sign on chromosomes they were not chosen on, which for the motif-driven ones says nothing about contexts."
 ]
 display(Markdown("\n".join(lines)))
 

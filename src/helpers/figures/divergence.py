@@ -135,7 +135,7 @@ def ranks(scores: dict[str, pd.Series], limit: float, ax: Axes | None = None) ->
     ax.set_yscale("log")
     ax.set_xlabel("rank of the feature")
     ax.set_ylabel("absolute score")
-    ax.legend(title="score (above threshold)")
+    ax.legend(title="score (above threshold)", title_fontsize=9)
     return ax
 
 
@@ -226,7 +226,7 @@ def layer_curves(
             held_out = name if name == "chromosomes" else f"chromosomes and {name}"
             line = "o-" if name == "chromosomes" else "s--"
             axes[1].plot(rows["layer"], rows["auc"], line, label=held_out, ms=4)
-        axes[1].legend(title="held out")
+        axes[1].legend(title="held out", title_fontsize=9)
     axes[1].axhline(0.5, color="0.4", lw=1, ls=":")
     axes[1].set_ylim(0, 1.05)
     axes[1].set_ylabel("AUC of a linear probe")
