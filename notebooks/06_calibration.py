@@ -90,7 +90,7 @@ evidence.counts.round(2)
 # A test that holds its level has $P(p < 0.05) = 0.05$.
 
 # %%
-base = SummaryWorld(n_lineages=1, n_features=40, windows_per_block=5)
+base = SummaryWorld(n_lineages=1, n_features=40)
 worlds = {
     "no effect": base,
     "noise of biosamples": SummaryWorld(
@@ -168,7 +168,7 @@ plt.show()
 # ## How long a block must be
 #
 # Blocks are the replicates of E1, so they must be long enough that neighboring windows no longer know of each other across their borders.
-# The rule: the shortest length from which on differences of windows that far apart correlate below 0.1.
+# The rule: the shortest length from which on neither windows that far apart nor the means of adjacent blocks correlate by 0.1 or more.
 # Longer blocks are safe, but fewer, and a test with fewer replicates finds less.
 
 # %% tags=["remove-stderr"]

@@ -102,13 +102,20 @@ def test_lengths_that_change_nothing_are_left_out():
 
 
 def test_chosen_length_must_stay_below_the_limit():
-    curve = pd.DataFrame({"autocorrelation": [0.05, 0.3, np.nan, 0.02]}, [1, 2, 4, 8])
+    curve = pd.DataFrame(
+        {
+            "autocorrelation": [0.05, 0.3, np.nan, 0.02],
+            "adjacent": [0.05, 0.1, 0.04, np.nan],
+        },
+        index=[1, 2, 4, 8],
+    )
     assert choose_block_length(curve) == 4
     assert choose_block_length(curve, limit=0.4) == 1
-    with pytest.raises(ValueError, match="still correlate at 0.02"):
+    assert choose_block_length(curve.assign(adjacent=[0, 0, 0.2, 0])) == 8
+    with pytest.raises(ValueError, match="8 bp still correlate at 0.02"):
         choose_block_length(curve, limit=0.01)
     with pytest.raises(ValueError, match="no two windows"):
-        choose_block_length(curve.assign(autocorrelation=np.nan))
+        choose_block_length(curve * np.nan)
 
 
 def test_bad_input_is_named():

@@ -161,14 +161,17 @@ def block_length_curve(
 
 
 def choose_block_length(curve: pd.DataFrame, *, limit: float = 0.1) -> int:
-    """Return the shortest length from which on windows are as good as independent.
+    """Return the shortest length from which on blocks are as good as independent.
+
+    Windows may hardly correlate at any distance, and the means of many of them still
+    do; so both the windows a length apart and the adjacent blocks are asked.
 
     Parameters
     ----------
     curve : pandas.DataFrame
         From `block_length_curve`.
     limit : float, default 0.1
-        Autocorrelation that must not be exceeded at this length or beyond.
+        Correlation that must not be reached at this length or beyond.
 
     Returns
     -------
@@ -178,17 +181,17 @@ def choose_block_length(curve: pd.DataFrame, *, limit: float = 0.1) -> int:
     Raises
     ------
     ValueError
-        If the longest length still exceeds the limit.
+        If the longest length still reaches the limit.
     """
-    known = curve["autocorrelation"].dropna()
+    largest = curve[["autocorrelation", "adjacent"]].max(axis=1)
+    known = largest.dropna()
     if not len(known):
         raise ValueError("no two windows are as far apart as any of the lengths")
-    enough = curve.index[~(curve["autocorrelation"] >= limit)[::-1].cummax()[::-1]]
+    enough = curve.index[~(largest >= limit)[::-1].cummax()[::-1]]
     if not len(enough):
         raise ValueError(
-            f"windows {known.index[-1]} bp apart still correlate at "
-            f"{known.iloc[-1]:.2f}, above {limit}: add longer lengths, or use "
-            "chromosomes as blocks"
+            f"blocks of {known.index[-1]} bp still correlate at {known.iloc[-1]:.2f}, "
+            f"with a limit of {limit}: add longer lengths, or use chromosomes as blocks"
         )
     return int(enough[0])
 
