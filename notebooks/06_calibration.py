@@ -198,7 +198,7 @@ plt.show()
 # ## The same through the model
 #
 # Now the worlds are genomes with files, and pass through the model and its dictionaries like any data.
-# Each has two lineages and three biosamples per lineage and context.
+# Each has the lineages of the study and three biosamples per lineage and context.
 # The motif activity enters the model as one vector per biosample: it moves a feature alike in every window, so that windows and blocks repeat one and the same observation.
 # *Motifs held* gives all biosamples of a lineage the same vector; *equal depth* thins the tracks, cut by cut, to the depth of the shallowest; *equal signal* compares windows at equal signal, by a spline (partial CDS).
 

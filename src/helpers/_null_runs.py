@@ -29,10 +29,8 @@ from helpers.windows import WindowDataset
 
 __all__ = ["NullCalls", "NullData", "equal_depth_data", "null_calls", "null_data"]
 
-_NULL_WINDOWS = 16  # per chromosome, in two blocks
+_NULL_WINDOWS = 16  # per chromosome: enough for 48 independent blocks
 _NULL_BLOCK = 8  # windows; noise of a simulated track is independent beyond them
-_MAX_LINEAGES = 2  # enough to share, agree and disagree
-_EVERY = 2  # windows are run: more blocks tell more than more windows in a block
 _ALPHA = 0.05
 
 
@@ -43,19 +41,16 @@ class NullData(NamedTuple):
     ----------
     dataset : WindowDataset
         Pairs and replicates.
-    windows : numpy.ndarray of int, shape (n_windows,)
-        Windows to run.
     blocks : numpy.ndarray of str, shape (n_windows,)
-        Genomic block of each.
+        Genomic block of each window.
     """
 
     dataset: WindowDataset
-    windows: np.ndarray
     blocks: np.ndarray
 
 
 def null_data(study: Study, kind: str) -> NullData:
-    """Return the data of a null world with lineages of the study and replicates.
+    """Return the data of a null world with the study's lineages and replicates.
 
     Parameters
     ----------
@@ -67,8 +62,7 @@ def null_data(study: Study, kind: str) -> NullData:
     Returns
     -------
     NullData
-        At most two lineages, 192 windows in 48 blocks; nothing was trained or chosen
-        on them.
+        384 windows in 48 blocks; nothing was trained or chosen on them.
 
     Raises
     ------
@@ -82,14 +76,13 @@ def null_data(study: Study, kind: str) -> NullData:
         windows_per_chromosome=_NULL_WINDOWS,
         window_bp=study.dataset.window_bp,
     )
-    lineages = study.lineages[:_MAX_LINEAGES]
-    recipe = {"world": simulate.recipe(world), "lineages": lineages}
+    recipe = {"world": simulate.recipe(world), "lineages": study.lineages}
     folder = Run(study.truth.parent.parent).artefact(
         f"null_{kind}",
         recipe,
-        lambda partial: simulate.write_world(partial, world, lineages=lineages),
+        lambda partial: simulate.write_world(partial, world, lineages=study.lineages),
     )
-    tissues = read_tissues(folder / "tissues", lineages)
+    tissues = read_tissues(folder / "tissues", study.lineages)
     return _as_data(tissues, study.dataset.window_bp)
 
 
@@ -97,9 +90,7 @@ def _as_data(tissues: Sequence[Tissue], window_bp: int) -> NullData:
     dataset = WindowDataset(tissues, window_bp=window_bp, replicates=True)
     windows = dataset.windows
     stretch = windows.groupby("chrom", sort=False).cumcount() // _NULL_BLOCK
-    blocks = (windows["chrom"] + ":" + stretch.astype(str)).to_numpy()
-    chosen = np.arange(0, len(windows), _EVERY)
-    return NullData(dataset, chosen, blocks[chosen])
+    return NullData(dataset, (windows["chrom"] + ":" + stretch.astype(str)).to_numpy())
 
 
 def equal_depth_data(study: Study, data: NullData) -> NullData:
@@ -153,8 +144,8 @@ def null_calls(study: Study, kind: str, layer: int) -> NullCalls:
         the depth-only world both units at equal depth (tracks thinned, motifs held).
     """
     data = null_data(study, kind)
-    dataset, windows, blocks = data
-    samples = samples_of(dataset)
+    dataset, blocks = data
+    samples, windows = samples_of(dataset), np.arange(len(dataset.windows))
     n, rows = len(samples), study_rows(samples)
     design = samples.iloc[rows]
     own = [PassInput(row, (row,)) for row in range(n)]
