@@ -117,6 +117,7 @@ def block_lengths(
         axes[1].plot(kb, curve["n_called"], "o-", color=color, label=name)
     axes[0].axhline(0.1, color="0.4", ls="--", lw=1)
     axes[0].set_ylabel("autocorrelation of differences")
+    axes[0].set_ylim(top=max(0.2, axes[0].get_ylim()[1] * 1.3))  # room for the legend
     axes[1].set_ylim(bottom=0)
     axes[1].set_ylabel("features called")
     for ax in axes:
