@@ -148,12 +148,46 @@ def test_chunks_hold_few_megabytes(tmp_path):
     assert next(large.pending()) == slice(0, 1)  # one published window is 8 MB
 
 
+def test_layers_are_added_to_a_store(tmp_path):
+    values = true_values()
+    path = tmp_path / "store.zarr"
+    extract(create(path, layers=LAYERS[:1]), values[:1])
+    added = create(path, layers=LAYERS[1:])
+    assert added.layers == LAYERS[1:]  # the first is there and out of view
+    extract(added, values[1:], stop_after=1)
+    first = ActivationStore.open(path, layers=LAYERS[:1])
+    assert first.complete.all()
+    np.testing.assert_array_equal(first.layer(LAYERS[0])[:], values[0])
+    assert not ActivationStore.open(path).complete.all()
+    extract(create(path), np.flip(values, 1).copy())  # only what is pending
+    whole = ActivationStore.open(path)
+    assert whole.layers == LAYERS
+    assert whole.complete.all()
+    with pytest.raises(ValueError, match=r"no layers \[9\]; it holds"):
+        ActivationStore.open(path, layers=[9])
+
+
+def test_a_layer_begun_by_a_killed_process_is_begun_again(tmp_path, monkeypatch):
+    path = tmp_path / "store.zarr"
+    extract(create(path, layers=LAYERS[:1]), true_values()[:1])
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_store_files.zarr.Group, "create_array", die)
+        with pytest.raises(KeyboardInterrupt):
+            create(path)
+    assert ActivationStore.open(path).layers == LAYERS[:1]
+    store = create(path)
+    assert list(store.pending())
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model_hash": "other"}, "model hash: found 'abc123', expected 'other'"),
         ({"biosamples": BIOSAMPLES[::-1]}, "another biosamples"),
-        ({"layers": [0]}, "another layers"),
         ({"windows": make_windows(19)}, "another windows"),
         ({"n_tokens": 5}, "another n tokens"),
     ],

@@ -95,7 +95,7 @@ def test_a_store_half_made_in_object_storage_is_made_anew(url, monkeypatch):
     create_array = _store_files.zarr.Group.create_array
 
     def killed(group, name, **options):
-        if name == "complete":
+        if name.startswith("complete"):
             raise KeyboardInterrupt
         return create_array(group, name, **options)
 

@@ -51,7 +51,7 @@ class LayerArray:
         try:
             values = self._array[key]
             intact = all_finite(np.asarray(values))
-        except ValueError:  # zarr's, for a checksum
+        except (ValueError, RuntimeError, TypeError, KeyError):  # zarr's, for damage
             intact = False
         if not intact:
             raise ValueError(self._complaint(key))
@@ -78,7 +78,7 @@ class LayerArray:
     def _problem(self, row: int, window: int) -> str | None:
         try:
             values = self._array[row, window]
-        except ValueError as error:
+        except (ValueError, RuntimeError, TypeError, KeyError) as error:
             return f"chunk is damaged ({error})"
         if all_finite(values):
             return None

@@ -17,7 +17,14 @@ import torch
 import zarr
 
 from helpers._activation_layer import LayerArray, all_finite
-from helpers._store_files import locate, make_store, naming, open_store
+from helpers._store_files import (
+    add_layers,
+    locate,
+    make_store,
+    naming,
+    open_store,
+    read_array,
+)
 
 __all__ = ["ActivationStore", "TokenRows"]
 
@@ -56,24 +63,29 @@ class ActivationStore:
     windows : pandas.DataFrame
         chrom, start, end, split, block; one line for each entry of the second axis.
     layers : list of int
-        Layers held, 0-based.
+        Layers in view, 0-based; the store may hold more.
     n_tokens, d_model : int
         The last two axes.
     model_hash : str
         Identity of the model that made the activations.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, layers: Sequence[int] | None = None) -> None:
         self.path = locate(path)
         # Batches mark themselves; two processes may fill one store side by side.
         self._group, attributes = open_store(self.path)
         self.biosamples: list[str] = attributes["biosamples"]
         self.windows = pd.DataFrame(attributes["windows"])
-        self.layers: list[int] = attributes["layers"]
+        self.layers = list(attributes["layers"] if layers is None else layers)
         self.n_tokens: int = attributes["n_tokens"]
         self.d_model: int = attributes["d_model"]
         self.model_hash: str = attributes["model_hash"]
-        self._arrays: dict[int, zarr.Array] = {}
+        absent = sorted(set(self.layers) - set(attributes["layers"]))
+        if absent:
+            raise ValueError(
+                f"{self.path}: no layers {absent}; it holds {attributes['layers']}"
+            )
+        self._arrays: dict[str, zarr.Array] = {}
         self._written: dict[int, set[tuple[int, int]]] = {}
 
     @classmethod
@@ -88,7 +100,9 @@ class ActivationStore:
         d_model: int,
         model_hash: str,
     ) -> ActivationStore:
-        """Make a store, or continue the one that is there.
+        """Make a store, or continue the one that is there, with more layers if need be.
+
+        Layers that are there already stay as they are and out of view.
 
         Parameters
         ----------
@@ -133,19 +147,23 @@ class ActivationStore:
                 f"{len(windows)}, {n_tokens} and {d_model}"
             )
         make_store(locate(path), attributes)
-        store = cls(path)
-        found = store._group.attrs.asdict()
+        group, found = open_store(locate(path))
         for name, value in attributes.items():
-            if found[name] != value:
+            if name != "layers" and found[name] != value:
                 raise ValueError(
                     f"{path}: holds activations with another {name.replace('_', ' ')}: "
                     f"found {_short(found[name])}, expected {_short(value)}"
                 )
-        return store
+        add_layers(group, attributes)
+        return cls(path, layers)
 
     @classmethod
     def open(
-        cls, path: str | Path, *, model_hash: str | None = None
+        cls,
+        path: str | Path,
+        *,
+        model_hash: str | None = None,
+        layers: Sequence[int] | None = None,
     ) -> ActivationStore:
         """Open a store that is there.
 
@@ -155,15 +173,18 @@ class ActivationStore:
             Folder of the store, or its URL.
         model_hash : str, optional
             Identity the model must have. Default: any.
+        layers : sequence of int, optional
+            Layers to look at. Default: all that are there.
 
         Raises
         ------
         FileNotFoundError
             If there is no store.
         ValueError
-            If the folder holds something else, or another model's activations.
+            If the folder holds something else, another model's activations, or lacks a
+            layer.
         """
-        store = cls(path)
+        store = cls(path, layers)
         if model_hash is not None and store.model_hash != model_hash:
             raise ValueError(
                 f"{store.path}: activations of another model: found model hash "
@@ -174,12 +195,16 @@ class ActivationStore:
     @property
     def chunk_windows(self) -> int:
         """Windows that share a chunk."""
-        return self._group["complete"].chunks[0]
+        return self._member(f"complete{self.layers[0]}").chunks[0]
 
     @property
     def complete(self) -> np.ndarray:
-        """Which windows are on disk for all layers and biosamples, (n_windows,)."""
-        return self._group["complete"][:].astype(bool)
+        """Which windows are on disk for `layers` and all biosamples, (n_windows,)."""
+        try:
+            marks = [self._member(f"complete{layer}")[:] for layer in self.layers]
+        except ValueError as error:
+            raise ValueError(f"{self.path}: marks are damaged: {error}") from error
+        return np.logical_and.reduce(marks)
 
     def pending(self) -> Iterator[slice]:
         """Yield the batches of windows still to be extracted.
@@ -276,7 +301,8 @@ class ActivationStore:
                         f"lack layer {layer} of biosample {biosample!r}"
                     )
         with naming(f"{self.path}: mark of windows from {windows.start} on"):
-            self._group["complete"][windows] = 1
+            for layer in self.layers:
+                self._member(f"complete{layer}")[windows] = 1
         del self._written[windows.start]
 
     def layer(self, layer: int) -> LayerArray:
@@ -418,9 +444,12 @@ class ActivationStore:
             raise ValueError(
                 f"{self.path}: no layer {layer!r}; it holds layers {self.layers}"
             )
-        if layer not in self._arrays:  # a request, where the store is remote
-            self._arrays[layer] = self._group[f"layer{layer}"]
-        return self._arrays[layer]
+        return self._member(f"layer{layer}")
+
+    def _member(self, name: str) -> zarr.Array:
+        if name not in self._arrays:  # a request, where the store is remote
+            self._arrays[name] = read_array(self._group, name)
+        return self._arrays[name]
 
     def _check_batch(self, windows: slice) -> None:
         """Refuse parts of a chunk: two writers would overwrite one another."""

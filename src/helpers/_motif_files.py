@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from helpers._text_files import read_text
+
 __all__ = [
     "DuplicateMotifWarning",
     "Motif",
@@ -129,14 +131,10 @@ def read_motifs(path: str | Path) -> list[Motif]:
         identifier, or a matrix is not valid; the message names file and motif.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"motif file not found: {path}")
-    raw = path.read_bytes()
-    text = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    lines = text.decode("utf-8").splitlines()
+    lines = read_text(path, "motif file").splitlines()
     try:
         return _parse_motifs(lines)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -244,6 +242,8 @@ def _parse_meme(lines: list[str]) -> list[Motif]:
     motifs = []
     for block in _blocks(lines, "MOTIF "):
         fields = block[0].split()
+        if len(fields) < 2:
+            raise ValueError(f"a motif has no identifier: {block[0][:60]!r}")
         motif_id, name = fields[1], fields[2] if len(fields) > 2 else fields[1]
         header = [i for i, x in enumerate(block) if x.startswith("letter-probability")]
         if not header:
@@ -254,7 +254,8 @@ def _parse_meme(lines: list[str]) -> list[Motif]:
                 break  # URL or other trailing information
             rows.append(_numbers(line, motif_id))
         declared = block[header[0]].replace("=", "= ").split()
-        width = int(declared[declared.index("w=") + 1]) if "w=" in declared else None
+        after = declared[declared.index("w=") + 1 :] if "w=" in declared else []
+        width = int(after[0]) if after else None
         if width is not None and width != len(rows):
             raise ValueError(
                 f"motif {motif_id!r}: header says w= {width}, found {len(rows)} rows"

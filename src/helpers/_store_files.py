@@ -15,7 +15,7 @@ from typing import Any
 import zarr
 from zarr.codecs import Crc32cCodec
 
-__all__ = ["locate", "make_store", "naming", "open_store"]
+__all__ = ["add_layers", "locate", "make_store", "naming", "open_store", "read_array"]
 
 _CHUNK_BYTES = 4 * 2**20  # a chunk of several windows stays below this
 _BATCH_WINDOWS = 16  # most windows of a chunk, lost at worst when a run is killed
@@ -50,7 +50,25 @@ def open_store(location: Path | str) -> tuple[zarr.Group, dict[str, Any]]:
         raise ValueError(
             f"{location}: not an activation store; its attributes lack {missing}"
         )
+    problem = _attribute_problem(attributes)
+    if problem:
+        raise ValueError(f"{location}: damaged, or no store: {problem}")
     return group, attributes
+
+
+def _attribute_problem(attributes: dict[str, Any]) -> str | None:
+    """Return what is wrong with the attributes of a store."""
+    windows = attributes["windows"]
+    lists = [attributes["biosamples"], attributes["layers"]]
+    lists += list(windows.values()) if isinstance(windows, dict) else [None]
+    if not all(isinstance(values, list) and values for values in lists):
+        return "biosamples, layers and columns of windows must be lists"
+    if "chrom" not in windows or len({len(v) for v in windows.values()}) > 1:
+        return "columns of windows must have one length"
+    for name in ("n_tokens", "d_model"):
+        if not isinstance(attributes[name], int) or attributes[name] < 1:
+            return f"{name} must be at least 1; found {attributes[name]!r}"
+    return None
 
 
 def make_store(location: Path | str, attributes: dict[str, Any]) -> None:
@@ -73,7 +91,11 @@ def _open_group(location: Path | str) -> zarr.Group | None:
         return zarr.open_group(location, mode="r+", zarr_format=3)
     except FileNotFoundError:
         return None
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # of any kind, where metadata are damaged
+        if isinstance(location, Path):
+            raise ValueError(f"{location}: damaged, or no store: {error!r}") from error
+        if not isinstance(error, ImportError | ValueError):
+            raise
         # fsspec wants a package for s3, gs or http, or does not know the protocol.
         raise type(error)(
             f"{location}: cannot be reached ({error}); stores in object storage need "
@@ -107,30 +129,71 @@ def naming(what: str) -> Iterator[None]:
 
 def make_arrays(location: Path | str, attributes: dict[str, Any]) -> None:
     """Write the arrays of an empty store, then its attributes."""
+    group = zarr.create_group(location, zarr_format=3, overwrite=True)
+    for layer in attributes["layers"]:
+        _make_layer(group, layer, attributes)
+    group.attrs.update(attributes)
+
+
+def add_layers(group: zarr.Group, attributes: dict[str, Any]) -> None:
+    """Make the arrays of layers that a store lacks."""
+    held = list(group.attrs["layers"])
+    for layer in attributes["layers"]:
+        if layer not in held:
+            _make_layer(group, layer, attributes)
+            held.append(layer)
+            group.attrs["layers"] = sorted(held)
+
+
+def _make_layer(group: zarr.Group, layer: int, attributes: dict[str, Any]) -> None:
+    """Write the empty arrays of a layer: its activations, and what is complete."""
     n_biosamples = len(attributes["biosamples"])
     n_windows = len(attributes["windows"]["chrom"])
     n_tokens, d_model = attributes["n_tokens"], attributes["d_model"]
     fitting = _CHUNK_BYTES // (2 * n_tokens * d_model)
     step = max(1, min(fitting, _BATCH_WINDOWS, n_windows))
-    group = zarr.create_group(location, zarr_format=3, overwrite=True)
-    for layer in attributes["layers"]:
-        group.create_array(
-            f"layer{layer}",
-            shape=(n_biosamples, n_windows, n_tokens, d_model),
-            chunks=(1, step, n_tokens, d_model),
-            dtype="float16",
-            fill_value=float("nan"),  # a chunk that is missing must not read as zeros
-            compressors=[
-                Crc32cCodec()
-            ],  # the noise of half precision hardly compresses
-        )
+    group.create_array(
+        f"layer{layer}",
+        shape=(n_biosamples, n_windows, n_tokens, d_model),
+        chunks=(1, step, n_tokens, d_model),
+        dtype="float16",
+        fill_value=float("nan"),  # a chunk that is missing must not read as zeros
+        compressors=[Crc32cCodec()],  # the noise of half precision hardly compresses
+        overwrite=True,  # what a killed process has begun
+    )
     # One chunk per batch of windows: marking a batch rewrites nobody else's mark.
     group.create_array(
-        "complete",
+        f"complete{layer}",
         shape=(n_windows,),
         chunks=(step,),
         dtype="uint8",
         fill_value=0,
         compressors=[Crc32cCodec()],
+        overwrite=True,
     )
-    group.attrs.update(attributes)
+
+
+def read_array(group: zarr.Group, name: str) -> zarr.Array:
+    """Return an array of a store; raise ValueError if it is not what it must be."""
+    attributes = group.attrs.asdict()
+    n_windows = len(attributes["windows"]["chrom"])
+    shape, dtype = (n_windows,), "uint8"
+    if name.startswith("layer"):
+        sizes = attributes["n_tokens"], attributes["d_model"]
+        shape, dtype = (len(attributes["biosamples"]), n_windows, *sizes), "float16"
+    try:
+        array = group[name]
+        found = (array.shape, str(array.dtype))
+    except Exception as error:  # of any kind, where metadata are damaged
+        raise ValueError(f"{place(group)}: {name} is damaged: {error!r}") from error
+    if found != (shape, dtype):
+        raise ValueError(
+            f"{place(group)}: {name} must be {dtype} of shape {shape}; found "
+            f"{found[1]} of {found[0]}"
+        )
+    return array
+
+
+def place(group: zarr.Group) -> str:
+    """Return where a group lies, for errors."""
+    return str(group.store_path).removeprefix("file://")

@@ -9,7 +9,6 @@ once.
 
 from __future__ import annotations
 
-import gzip
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from helpers._enrichment import (
 )
 from helpers._gene_domains import domain_regions, regulatory_domains
 from helpers._term_shifts import shift_p_values
+from helpers._text_files import read_text
 
 __all__ = [
     "UnmatchedSymbolWarning",
@@ -115,7 +115,7 @@ def read_genes(path: str | Path) -> pd.DataFrame:
             row = (chrom, int(start), int(end), symbol, strand)
         except ValueError:
             row = ("", 0, 0, "", "")
-        if not (0 <= row[1] < row[2] and row[3] and row[4] in ("+", "-")):
+        if not (0 <= row[1] < row[2] < 2**62 and row[3] and row[4] in ("+", "-")):
             raise ValueError(
                 f"{path}, line {number}: expected chrom, start < end, symbol, score, "
                 f"strand (+ or -), separated by tabs; found {line[:60]!r}"
@@ -130,10 +130,7 @@ def read_genes(path: str | Path) -> pd.DataFrame:
 
 def _numbered_lines(path: str | Path) -> list[tuple[int, str]]:
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"file not found: {path}")
-    raw = path.read_bytes()
-    text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8")
+    text = read_text(path, "file")
     return [
         (number, line)
         for number, line in enumerate(text.splitlines(), start=1)

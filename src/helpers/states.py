@@ -8,10 +8,8 @@ share a state. Membership is ``(n_features, n_regions)``; features are done at o
 
 from __future__ import annotations
 
-import gzip
 import re
 import warnings
-from io import StringIO
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +25,7 @@ from helpers._enrichment import (
     hypergeometric_log_tail,
     ranges,
 )
+from helpers._text_files import read_text
 
 __all__ = [
     "ROADMAP_15",
@@ -110,10 +109,7 @@ def read_segmentation(path: str | Path) -> pd.DataFrame:
         two segments overlap; the message names file and line.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"segmentation not found: {path}")
-    raw = path.read_bytes()
-    text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()
+    text = read_text(path, "segmentation")
     numbered = [
         (number, line)
         for number, line in enumerate(text.splitlines(), start=1)
@@ -127,17 +123,12 @@ def read_segmentation(path: str | Path) -> pd.DataFrame:
             )
     if not numbered:
         raise ValueError(f"{path}: no segment found")
-    table = pd.read_csv(
-        StringIO("\n".join(line for _, line in numbered)),
-        sep="\t",
-        header=None,
-        dtype=str,
-        quoting=3,
-        keep_default_na=False,
-    )
+    rows = [line.split("\t") for _, line in numbered]
+    table = pd.DataFrame(rows, dtype=str)
     positions = table[[1, 2]].apply(pd.to_numeric, errors="coerce")
     start, end = positions[1].to_numpy(), positions[2].to_numpy()
     wrong = ~((start >= 0) & (end > start) & (start % 1 == 0) & (end % 1 == 0))
+    wrong |= ~(end < 2**53)  # beyond, a number of floating point is no position
     if wrong.any():
         number, line = numbered[int(wrong.argmax())]
         raise ValueError(
@@ -169,7 +160,7 @@ def _file_colors(table: pd.DataFrame) -> dict[str, tuple[int, ...]]:
     """Colors of BED9, or of any later column that looks like one."""
     for column in range(4, table.shape[1]):
         values = table[column]
-        if re.fullmatch(r"\d+,\d+,\d+", values.iloc[0]):
+        if values.str.fullmatch(r"[0-9]{1,3},[0-9]{1,3},[0-9]{1,3}").all():
             first = table[[3, column]].drop_duplicates(3)
             pairs = zip(first[3], first[column], strict=True)
             return {s: tuple(int(x) for x in color.split(",")) for s, color in pairs}
