@@ -31,13 +31,14 @@ if importlib.util.find_spec("helpers") is None:  # a fresh runtime, such as Cola
 
 # %% tags=["parameters"]
 run: str = "_build/runs/simulated"  # folder of artefacts
-data: str = "simulated"  # or "encode", or a folder of tissue files
+data: str = "simulated"  # or "encode", a tissue file, or a folder of them
 tissues: list = []  # which of them; all if empty
 blocks: list = []  # transformer blocks; all if empty
 seed: int = 0  # of everything random after the model
 device: str = "cpu"  # torch device
 model: str = ""  # folder or checkpoint; the one that goes with the data if empty
 precision: str = "float32"  # or "bfloat16", where the hardware has it
+saes: str = ""  # a run whose dictionaries to use; new ones are trained if empty
 
 # %% tags=["remove-stderr"]
 import matplotlib.pyplot as plt
@@ -59,6 +60,7 @@ study = stages.open_study(
     device=device,
     model=model,
     precision=precision,
+    saes=saes,
 )
 print(f"run {run} | data {data} | seed {seed} | device {device}")
 print(f"blocks {study.blocks} | model {study.model_hash}")

@@ -16,7 +16,13 @@ from packaging.version import Version
 
 import helpers
 from helpers import public_data, simulate
-from helpers.tissues import Biosample, Tissue, read_tissue
+from helpers.tissues import (
+    CONTEXTS,
+    NOTEBOOK_PARAMETERS,
+    Biosample,
+    Tissue,
+    read_tissue,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -277,6 +283,8 @@ def test_page_on_real_data_explains_every_key():
         re.findall(r"`(\w+)`", "".join(re.findall(r"^\|[^|]*", page, re.M)))
     )
     keys = {field.name for field in fields(Biosample)} - {"context", "lineage"}
-    keys |= {field.name for field in fields(Tissue)} | {"tissue"}
+    keys |= {field.name for field in fields(Tissue)} | {"tissue", *CONTEXTS}
     public = public_data.TISSUE_KEYS | public_data.SAMPLE_KEYS
-    assert explained == (keys | public) - {"path", "replicate", "context", "files"}
+    public -= set(NOTEBOOK_PARAMETERS)
+    elsewhere = {"path", "pair", "replicate", "context", "files"}
+    assert explained == (keys | public) - elsewhere

@@ -216,3 +216,92 @@ def test_late_early_ratio_is_that_of_the_layer_curve(small_study):
     assert found["high"] == pytest.approx(curve.ratio.high)
     alone = stages.late_early_ratio(replace(small_study, blocks=[1])).iloc[0]
     assert alone["early"] == alone["late"] and alone["low"] <= 1 <= alone["high"]
+
+
+# --- Blocks, dictionaries and contexts of another kind ---
+
+
+def opened(small_world, small_model_folder, run, **options):
+    given = {
+        "data": str(small_world.folder / "tissues"),
+        "model": str(small_model_folder),
+    }
+    return stages.open_study(run, **(given | options))
+
+
+def test_another_block_is_added_to_what_is_there(
+    small_world, small_model_folder, small_study, tmp_path
+):
+    def extracted(blocks):
+        study = opened(small_world, small_model_folder, tmp_path / "run", blocks=blocks)
+        return stages.extract(study)
+
+    assert extracted([1]).layers == [1]
+    before = (tmp_path / "run" / "activations.zarr" / "layer1").stat().st_mtime_ns
+    both = extracted([0, 1])
+    assert both.layers == [0, 1]
+    after = (tmp_path / "run" / "activations.zarr" / "layer1").stat().st_mtime_ns
+    assert after == before
+    expected = stages.extract(small_study)
+    for layer in both.layers:
+        found = both.layer(layer)[:]
+        np.testing.assert_array_equal(found, expected.layer(layer)[:])
+
+
+def test_dictionaries_of_another_run_are_taken_over(
+    small_world, small_model_folder, small_study, tmp_path
+):
+    own = stages.train_saes(small_study)
+    data = {"data": str(small_world.folder / "tissues"), "tissues": ["liver"]}
+    other = opened(
+        small_world,
+        small_model_folder,
+        tmp_path / "run",
+        saes=str(small_study.run.folder),
+        **data,
+    )
+    for layer, sae in stages.train_saes(other).items():
+        assert torch.equal(sae.W_dec, own[layer].W_dec)
+        assert sae.threshold == own[layer].threshold
+    card = stages.read_cards(other)
+    assert set(card.loc[0].index) == {"all", "liver_in_vitro", "liver_in_vivo"}
+
+
+def test_dictionaries_must_be_there_and_of_this_model(
+    small_world, small_model_folder, small_study, tmp_path
+):
+    stages.train_saes(small_study)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="no dictionary of block 0; no dictionary of"):
+        opened(
+            small_world,
+            small_model_folder,
+            tmp_path / "run",
+            saes=str(tmp_path / "none"),
+        )
+    with pytest.raises(ValueError, match="belongs to model .*, not to"):
+        opened(
+            small_world,
+            small_model_folder,
+            tmp_path / "run",
+            saes=str(small_study.run.folder),
+            precision="bfloat16",
+        )
+
+
+def test_contexts_of_another_name_are_told(small_study):
+    def renamed(tissue):
+        pair = tuple(
+            replace(b, context=c)
+            for b, c in zip(tissue.pair, ("healthy", "diseased"), strict=True)
+        )
+        return replace(tissue, pair=pair, contrast=("healthy", "diseased"))
+
+    dataset = type(small_study.dataset)(
+        [renamed(tissue) for tissue in small_study.dataset.tissues],
+        window_bp=small_study.dataset.window_bp,
+    )
+    study = replace(small_study, dataset=dataset, truth=None)
+    pd.testing.assert_frame_equal(study.design, small_study.design)
+    assert "in_vivo stands for diseased" in study.description
+    assert study.pair("liver") == small_study.pair("liver")

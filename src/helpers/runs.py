@@ -163,6 +163,18 @@ class Run:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{sidecar}: damaged record: {error!r}") from None
 
+    def recipe(self, name: str) -> dict:
+        """Return what an artefact was made from.
+
+        Raises
+        ------
+        FileNotFoundError
+            If the artefact has not been made.
+        """
+        self.key(name)
+        text = _sidecar(self.path(name)).read_text(encoding="utf-8")
+        return json.loads(text)["recipe"]
+
     def is_current(self, name: str, recipe: dict) -> bool:
         """Return whether an artefact is there, was made by a recipe, and is whole.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import warnings
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ import torch
 from tqdm.std import tqdm
 
 from helpers import simulate
+from helpers._locks import one_at_a_time
 from helpers.activations import (
     ActivationStore,
     StoredRows,
@@ -34,7 +36,7 @@ from helpers.published_weights import published_weights
 from helpers.runs import Run, code_digest, file_stamps
 from helpers.sae import BatchTopKSAE, SAEConfig, evaluate, train
 from helpers.small_model import SMALL_WINDOW_BP, load_small_model, small_config
-from helpers.tissues import read_tissues, tissue_files
+from helpers.tissues import CONTEXTS, read_tissues, tissue_files
 from helpers.windows import Inputs, WindowDataset
 
 __all__ = [
@@ -84,6 +86,8 @@ class Study:
         Where to compute.
     truth : Path or None
         Folder of what was planted, if the data are simulated.
+    saes : Run or None
+        The run whose dictionaries are used; None to train new ones.
     """
 
     run: Run
@@ -93,6 +97,7 @@ class Study:
     seed: int
     device: str
     truth: Path | None
+    saes: Run | None = None
 
     @cached_property
     def model_hash(self) -> str:
@@ -106,11 +111,15 @@ class Study:
 
     @property
     def design(self) -> pd.DataFrame:
-        """Columns ``biosample``, ``lineage``, ``context`` in store order."""
+        """Columns ``biosample``, ``lineage``, ``context`` in store order.
+
+        The two contexts of any contrast are called ``in_vitro`` and ``in_vivo``.
+        """
         table = self.dataset.biosamples
-        return table.rename(columns={"name": "biosample"})[
-            ["biosample", "lineage", "context"]
-        ]
+        design = table.rename(columns={"name": "biosample"})
+        names = dict(zip(self.dataset.tissues[0].contrast, CONTEXTS, strict=True))
+        design["context"] = design["context"].map(names)
+        return design[["biosample", "lineage", "context"]]
 
     @property
     def lineages(self) -> list[str]:
@@ -125,6 +134,10 @@ class Study:
         notes = [
             f"{t.name}: {t.notes.strip()}" for t in self.dataset.tissues if t.notes
         ]
+        contrast = self.dataset.tissues[0].contrast
+        if contrast != CONTEXTS:
+            pairs = zip(CONTEXTS, contrast, strict=True)
+            notes += [f"{ours} stands for {theirs} below" for ours, theirs in pairs]
         return "\n".join(notes) or "the tissue files carry no notes"
 
     def pair(self, lineage: str) -> tuple[int, int]:
@@ -144,6 +157,7 @@ def open_study(
     device: str = "cpu",
     model: str = "",
     precision: str = "float32",
+    saes: str = "",
 ) -> Study:
     """Open a run: read and check its data, load its model.
 
@@ -171,6 +185,9 @@ def open_study(
     precision : str
         ``float32``, or ``bfloat16`` for the products of the model, faster where the
         hardware has it; `precision_error` measures what it costs.
+    saes : str
+        Folder of a run of the same model whose dictionaries to use, on data they were
+        not trained on; new ones are trained if empty.
 
     Raises
     ------
@@ -188,6 +205,7 @@ def open_study(
         tissues=list(tissues or []),
         model=str(model),
         precision=precision,
+        saes=str(saes),
         seed=seed,
     )
     kept = run.folder.parent.parent / "data"
@@ -225,10 +243,34 @@ def open_study(
     if outside:
         raise ValueError(f"blocks {outside} do not exist; the model has 0 to {last}")
     loaded.bfloat16 = precision == "bfloat16"
-    study = Study(run, dataset, loaded.to(device), chosen, seed, device, truth)
+    others = Run(saes) if saes else None
+    study = Study(run, dataset, loaded.to(device), chosen, seed, device, truth, others)
+    if others:
+        _check_dictionaries(study)
     if model:
         _warn_if_blind(study)
     return study
+
+
+def _check_dictionaries(study: Study) -> None:
+    """Check that another run has dictionaries of this model's blocks."""
+    others, problems = study.saes, []
+    for layer in study.blocks:
+        try:
+            model = others.recipe(f"sae/block{layer}")["model"]
+        except (FileNotFoundError, KeyError):
+            problems.append(f"no dictionary of block {layer}")
+        else:
+            if model != study.model_hash:
+                problems.append(
+                    f"the dictionary of block {layer} belongs to model {model}, not to "
+                    f"{study.model_hash}"
+                )
+    if problems:
+        raise ValueError(
+            f"saes {others.folder}: " + "; ".join(problems) + "; run page 02 there, or "
+            "leave saes empty"
+        )
 
 
 def _simulated(kept: Run) -> Path:
@@ -385,12 +427,12 @@ def extract(study: Study) -> ActivationStore:
     dataset, model = study.dataset, study.model
     config = model.config
 
-    def build(partial: Path) -> None:
+    def fill(path: Path, blocks: list[int]) -> None:
         store = ActivationStore.create(
-            partial,
+            path,
             biosamples=list(dataset.biosamples["name"]),
             windows=dataset.windows,
-            layers=study.blocks,
+            layers=blocks,
             n_tokens=config.n_tokens,
             d_model=config.d_model,
             model_hash=study.model_hash,
@@ -405,12 +447,28 @@ def extract(study: Study) -> ActivationStore:
     recipe = {
         "data": _data_recipe(dataset),
         "model": study.model_hash,
-        "blocks": study.blocks,
         # How rows are read later on is no part of what is stored.
         "code": code_digest("_activation_store", "epibert", "windows"),
     }
-    path = study.run.artefact("activations.zarr", recipe, build, resumable=True)
-    return ActivationStore.open(path, model_hash=study.model_hash)
+    path = study.run.artefact(
+        "activations.zarr", recipe, lambda p: fill(p, study.blocks), resumable=True
+    )
+    if _blocks_to_extract(path, study.blocks):  # that an earlier study did without
+        with one_at_a_time(path):
+            if missing := _blocks_to_extract(path, study.blocks):
+                fill(path, missing)
+    return ActivationStore.open(path, model_hash=study.model_hash, layers=study.blocks)
+
+
+def _blocks_to_extract(path: Path, blocks: list[int]) -> list[int]:
+    """Return the blocks that a store lacks, or has in part."""
+    held = ActivationStore.open(path).layers
+    return [
+        block
+        for block in blocks
+        if block not in held
+        or not ActivationStore.open(path, layers=[block]).complete.all()
+    ]
 
 
 @torch.no_grad()
@@ -428,7 +486,7 @@ def _extract_batch(
         atac = torch.from_numpy(inputs.atac[b]).to(study.device)
         stream = model.encode_context(features, atac, motif[b].expand(len(atac), -1))
         start = 0
-        for layer in sorted(study.blocks):
+        for layer in sorted(store.layers):
             stream = model.run_blocks(stream, start, layer + 1)
             start = layer + 1
             store.write(layer, name, batch, stream)
@@ -459,14 +517,20 @@ def train_saes(
     config = replace(config, random_state=study.seed)
     recipe = {
         "sae": asdict(config),
+        "model": study.model_hash,
         "activations": study.run.key("activations.zarr"),
         "code": code_digest("sae", "_stored_rows"),
     }
     saes = {}
     for layer in study.blocks:
+        if study.saes:
+            recipe |= {"sae": study.saes.key(f"sae/block{layer}")}
 
         def build(partial: Path, layer: int = layer) -> None:
-            _train_sae(study, store, layer, config, partial)
+            if study.saes:
+                _take_over_sae(study, store, layer, partial)
+            else:
+                _train_sae(study, store, layer, config, partial)
 
         path = study.run.artefact(
             f"sae/block{layer}", recipe | {"layer": layer}, build, resumable=True
@@ -500,6 +564,29 @@ def _train_sae(
     sae.save(folder)
     checkpoint.unlink()
     history.to_parquet(folder / "history.parquet")
+    _write_card(study, store, layer, sae, folder)
+
+
+def _take_over_sae(
+    study: Study, store: ActivationStore, layer: int, folder: Path
+) -> None:
+    """Copy a dictionary of another run and write its card on the data of this one."""
+    source = study.saes.path(f"sae/block{layer}")
+    sae = BatchTopKSAE.load(source, device=study.device)
+    folder.mkdir(exist_ok=True)
+    sae.save(folder)
+    shutil.copy(source / "history.parquet", folder)
+    _write_card(study, store, layer, sae, folder)
+
+
+def _write_card(
+    study: Study,
+    store: ActivationStore,
+    layer: int,
+    sae: BatchTopKSAE,
+    folder: Path,
+) -> None:
+    held_out = {"max_tokens": _HELD_OUT_TOKENS, "random_state": study.seed}
     test = store.rows(layer, splits=["test"], **held_out)
     names = study.dataset.biosamples["name"].to_numpy()
     card = evaluate(
