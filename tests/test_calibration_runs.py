@@ -216,7 +216,7 @@ def test_depth_sensitivity_compares_tracks_that_keep_the_same_cuts(study):
     spread = cuts.groupby("tracks")["cuts"].agg(lambda x: x.max() / x.min())
     assert spread["as sequenced"] > 1.2 > 1.1 > spread["equal depth"]
     tissues = [
-        replace(t, in_vivo=replace(t.in_vivo, signal_kind="coverage"))
+        replace(t, pair=(t.pair[0], replace(t.pair[1], signal_kind="coverage")))
         for t in study.dataset.tissues
     ]
     coverage = stages.WindowDataset(tissues, window_bp=study.dataset.window_bp)
