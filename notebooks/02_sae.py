@@ -173,11 +173,12 @@ display(Markdown(text))
 
 # %% tags=["remove-stderr"] mystnb={"figure": {"caption": "Area under the ROC curve of probes that read n numbers, last block, mean over classes each against the rest. Features (circles) have an advantage only where their line lies above both controls.", "name": "fig-probes"}, "image": {"alt": "Three line plots of probe AUC against the numbers read, for context, lineage and token class, with lines for features, principal components and the raw stream."}}
 probes = dictionaries.probes(study)
-figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True)
-for ax, target in zip(axes, ("context", "lineage", "token class"), strict=True):
+targets = list(dict.fromkeys(probes["target"]))
+figure, axes = plt.subplots(1, len(targets), figsize=(10, 3.2), sharey=True)
+for ax, target in zip(axes, targets, strict=True):
     plots.probes(probes[probes["layer"] == last], target, ax)
 axes[0].set_ylabel("AUC on other chromosomes")
-axes[2].legend()
+axes[-1].legend()
 plt.show()
 
 # %%
@@ -408,7 +409,6 @@ for k, row in recall.iterrows():
         f"{sign} at k = {k} ({row['difference']:+.3f}, {row['low']:+.3f} to {row['high']:+.3f})"
     )
 cosine = parents.xs("mean_max_cosine", level="score")["difference"]
-targets = ("context", "lineage", "token class")
 read = {name: (own[f"{name}, 1"], sparse_pca[f"{name}, 1"]) for name in targets}
 easier = [name for name, (x, y) in read.items() if x > y]
 uncentered = choices.table[~choices.table["centered"]].iloc[0]

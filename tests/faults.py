@@ -29,18 +29,24 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": os.pathsep.join(map(str, sys.path)),
 }
 MOMENTS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the time a stage takes undisturbed
+REFUSALS = ("ValueError", "FileNotFoundError", "RuntimeError", "OSError")
 _TIMEOUT_S = 600
+_TIMED = "causal_registration.json"  # says when it was written
 
 
 def _stages() -> dict[str, Callable]:
     from helpers import annotation, causal, stages
+
+    def ablation(study: stages.Study) -> None:
+        causal.register(study)
+        causal.ablation(study)
 
     return {
         "residual streams": stages.extract,
         "dictionaries": stages.train_saes,
         "summaries": stages.summaries,
         "score": stages.score_context,
-        "ablation": causal.ablation,
+        "ablation": ablation,
         "annotation": annotation.annotate,
     }
 
@@ -109,13 +115,19 @@ def finish(process: subprocess.Popen) -> str:
     return "" if process.returncode == 0 else (lines or ["died silently"])[-1]
 
 
+def refuses(problem: str) -> bool:
+    """Return whether an error is one that is documented."""
+    return problem.startswith(REFUSALS)
+
+
 def contents(run: Path) -> dict[str, str]:
     """Return digests of the artefacts of a run, by name."""
     found = {}
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run)
         hidden = any(part.startswith(".") for part in name.parts)
-        if path.is_file() and not hidden and not path.name.endswith(".recipe.json"):
+        kept = path.name == _TIMED or path.name.endswith(".recipe.json")
+        if path.is_file() and not hidden and not kept:
             found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -168,7 +180,7 @@ class Faults:
     def again(self, stage: str, run: Path, seed: int = 0) -> str:
         """Run a stage undisturbed and compare."""
         if problem := finish(start(stage, run, self.world, seed)):
-            return f"refused: {problem}"
+            return f"{'refused' if refuses(problem) else 'WRONG'}: {problem}"
         found, expected = contents(run), self.expected[stage, seed]
         wrong = [n for n in expected | found if expected.get(n) != found.get(n)]
         return f"WRONG: {wrong}" if wrong else "same result"
@@ -242,6 +254,7 @@ class Faults:
             if problem := finish(start(stage, run, self.world)):
                 top = Path(name).parts[0]
                 named = top in problem or Path(name).name in problem
+                named &= refuses(problem)
                 return f"refused: {problem}" if named else f"WRONG: {problem}"
         return self.again(STAGES[-1], run)
 
@@ -258,6 +271,7 @@ class Faults:
         if not problem and inside.suffix in (".bed", ".gmt"):
             return "same result"  # half of a list is a list; nothing can tell
         named = inside.stem.split(".")[0] in problem or inside.name in problem
+        named &= refuses(problem)
         return f"refused: {problem}" if named else f"WRONG: {problem or 'unnoticed'}"
 
     def _copy(self, stage: str | None) -> Path:

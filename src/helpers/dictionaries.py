@@ -375,7 +375,7 @@ def probes(study: Study) -> pd.DataFrame:
 
     Learned on ``select`` windows, judged on ``test`` windows: other chromosomes. Token
     classes are those of `helpers.causal.token_classes`, each against the rest; tokens
-    without a class take no part in that target.
+    without a class take no part in that target. Lineage is left out where there is one.
 
     Returns
     -------
@@ -429,6 +429,8 @@ def _probe_codes(
         }
         for target in _TARGETS:
             known = {s: (labels[s][target] != "").to_numpy() for s in drawn}
+            if labels["select"][target][known["select"]].nunique() < 2:
+                continue  # one lineage: nothing to tell apart
             found = sparse_probe(
                 values["select"][known["select"]],
                 labels["select"][target][known["select"]],
