@@ -273,7 +273,7 @@ agreement.pivot_table(["cosine", "cos2_selected", "cos2_significant"], "layer").
 # One place on a test chromosome: the window with most `vivo-up` tokens, chosen by measured signal alone.
 # The picture shows the registered dose.
 
-# %% mystnb={"figure": {"caption": "Predictions along a test window from the in vitro input, from the in vivo input, and from the in vitro input steered along the SAE direction at the registered block and dose. Gray tokens are higher in vivo in the measured tracks.", "name": "fig-locus"}, "image": {"alt": "Line plot of predicted log1p signal along a window: unedited, steered and target, with vivo-up tokens shaded."}}
+# %% mystnb={"figure": {"caption": "Predictions along a test window from the in vitro input, from the in vivo input, and from the in vitro input steered along the SAE direction at the registered block and dose. Gray tokens are higher in vivo in the measured tracks.", "name": "fig-steered-locus"}, "image": {"alt": "Line plot of predicted log1p signal along a window: unedited, steered and target, with vivo-up tokens shaded."}}
 chosen_dose = plan["plan"]["block_and_dose"]["SAE"]["vitro-to-vivo"][1]
 doses = sorted({-1.0, 0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, chosen_dose})
 locus = causal.steered_locus(study, study.lineages[0], doses)
