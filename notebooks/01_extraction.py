@@ -38,7 +38,7 @@ seed: int = 0  # of everything random after the model
 device: str = "cpu"  # torch device
 model: str = ""  # folder or checkpoint; the one that goes with the data if empty
 precision: str = "float32"  # or "bfloat16", where the hardware has it
-saes: str = ""  # a run whose dictionaries to use; new ones are trained if empty
+saes: str = ""  # run whose dictionaries to use; new ones if empty
 
 # %% tags=["remove-stderr"]
 import matplotlib.pyplot as plt

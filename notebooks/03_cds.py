@@ -39,7 +39,7 @@ seed: int = 0  # of everything random after the model
 device: str = "cpu"  # torch device
 model: str = ""  # folder or checkpoint; the one that goes with the data if empty
 precision: str = "float32"  # or "bfloat16", where the hardware has it
-saes: str = ""  # a run whose dictionaries to use; new ones are trained if empty
+saes: str = ""  # run whose dictionaries to use; new ones if empty
 
 # %% tags=["remove-stderr"]
 import matplotlib.pyplot as plt
@@ -84,7 +84,7 @@ print(
     f"{len(windows)} windows in {n_blocks} genomic blocks, {len(study.lineages)} pairs"
 )
 numbers = ladder.select_dtypes("number").columns
-ladder.astype(dict.fromkeys(numbers, float)).round(1)
+ladder.assign(**ladder[numbers].astype(float).round().astype("Int64"))
 
 # %% mystnb={"figure": {"caption": "Features called at each block of the model, claim by claim; in brackets, what is counted as independent. Gray: the same rule applied to replicates of one context, where every call is false.", "name": "fig-claims"}, "image": {"alt": "Most calls of the naive and of the paired score disappear once the motif activity is held; what is left is about as much as replicates of one context give. Dots by block of the model for each claim."}}
 divergence.claims(ladder)

@@ -37,7 +37,7 @@ seed: int = 0  # of everything random after the model
 device: str = "cpu"  # torch device
 model: str = ""  # folder or checkpoint; the one that goes with the data if empty
 precision: str = "float32"  # or "bfloat16", where the hardware has it
-saes: str = ""  # a run whose dictionaries to use; new ones are trained if empty
+saes: str = ""  # run whose dictionaries to use; new ones if empty
 
 # %% tags=["remove-stderr"]
 import pandas as pd
@@ -105,7 +105,7 @@ assert ledger["verdict"].str.len().min() > 0
 # ## Limits
 #
 # - Only the abstracts of the papers could be read: where the third column says *unknown*, no agreement can be claimed.
-# - Three pairs describe these six biosamples, not cell lines and tissues in general.
+# - Few pairs describe their own biosamples, not cell lines and tissues in general.
 # - A verdict compares with the claim's direction, not with its size.
 #
 # ## Exercises

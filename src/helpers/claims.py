@@ -72,7 +72,7 @@ def _evidence_row(study: Study) -> tuple:
     return (
         "context features, by the naive t and by the strictest rule",
         "all by the naive t",
-        f"{naive:.0f}; {strictest:.0f} by '{ladder.index[-1]}'",
+        f"{naive:.0f}; {strictest:.0f} by the rule '{ladder.index[-1].lstrip('. ')}'",
         "",
         "alike for the first number",
         f"{100 * strictest / naive:.0f} % hold" if strictest else "not one holds",
