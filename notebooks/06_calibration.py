@@ -39,6 +39,7 @@ seed: int = 0  # of everything random after the model
 device: str = "cpu"  # torch device
 model: str = ""  # folder or checkpoint; the one that goes with the data if empty
 precision: str = "float32"  # or "bfloat16", where the hardware has it
+streams: str = ""  # run that keeps the residual streams; itself if empty
 saes: str = ""  # run whose dictionaries to use; new ones if empty
 n_draws: int = 200  # draws of each world without effect
 n_contrasts: int = 20  # placebo contrasts
@@ -63,6 +64,7 @@ study = stages.open_study(
     device=device,
     model=model,
     precision=precision,
+    streams=streams,
     saes=saes,
 )
 print(f"run {run} | data {data} | seed {seed} | device {device}")

@@ -37,6 +37,7 @@ seed: int = 0  # of everything random after the model
 device: str = "cpu"  # torch device
 model: str = ""  # folder or checkpoint; the one that goes with the data if empty
 precision: str = "float32"  # or "bfloat16", where the hardware has it
+streams: str = ""  # run that keeps the residual streams; itself if empty
 saes: str = ""  # run whose dictionaries to use; new ones if empty
 
 # %% tags=["remove-stderr"]
@@ -54,6 +55,7 @@ study = stages.open_study(
     device=device,
     model=model,
     precision=precision,
+    streams=streams,
     saes=saes,
 )
 print(study.description)

@@ -291,7 +291,7 @@ def _size(folder: Path) -> int:
 def small_disk(folder: Path, n_bytes: int) -> Iterator[Path]:
     """Mount a disk of some bytes; needs root."""
     folder.mkdir(exist_ok=True)
-    size = n_bytes + 2**20
+    size = n_bytes + 2**16  # for folders
     options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs"]
     subprocess.run(["mount", *options, folder], check=True)
     try:

@@ -248,6 +248,20 @@ def test_another_block_is_added_to_what_is_there(
         np.testing.assert_array_equal(found, expected.layer(layer)[:])
 
 
+def test_runs_share_the_streams_of_one(
+    small_world, small_model_folder, small_study, tmp_path
+):
+    streams = str(small_study.run.folder)
+    stages.extract(small_study)
+    study = opened(
+        small_world, small_model_folder, tmp_path / "run", streams=streams, seed=1
+    )
+    assert stages.extract(study).path == stages.extract(small_study).path
+    stages.train_saes(study)
+    assert not (tmp_path / "run" / "activations.zarr").exists()
+    assert (tmp_path / "run" / "sae").is_dir()
+
+
 def test_dictionaries_of_another_run_are_taken_over(
     small_world, small_model_folder, small_study, tmp_path
 ):

@@ -304,6 +304,8 @@ def random_weights(study: Study, *, layers: Sequence[int] | None = None) -> Stud
     return replace(
         study,
         run=Run(study.run.folder / "random_weights"),
+        streams=None,  # what other runs hold is of the trained model
+        saes=None,
         model=model.to(study.device),
         blocks=list(study.blocks if layers is None else layers),
     )

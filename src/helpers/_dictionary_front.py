@@ -84,7 +84,7 @@ def rows_recipe(study: Study, layer: int) -> dict[str, Any]:
     """Return what the rows of the short budget depend on, for recipes."""
     extract(study)  # or its key would be missing
     return {
-        "activations": study.run.key("activations.zarr"),
+        "activations": study.streams_run.key("activations.zarr"),
         "layer": layer,
         "n_rows": [_N_TRAIN, _N_HELDOUT],
         "seed": study.seed,

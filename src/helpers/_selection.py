@@ -230,7 +230,7 @@ def other_training(study: Study, layer: int, seed: int) -> Dictionary:
     recipe = {
         "sae": asdict(config),
         "layer": layer,
-        "activations": study.run.key("activations.zarr"),
+        "activations": study.streams_run.key("activations.zarr"),
         "code": code_digest("sae"),
     }
 

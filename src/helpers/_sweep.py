@@ -49,7 +49,7 @@ def input_recipe(study: Study) -> dict:
     """Return the part of a recipe that names streams, dictionaries and scores."""
     score_context(study)  # makes the artefacts named here
     return {
-        "activations": study.run.key("activations.zarr"),
+        "activations": study.streams_run.key("activations.zarr"),
         "saes": [study.run.key(f"sae/block{b}") for b in study.blocks],
         "cds": study.run.key("cds.parquet"),
         "seed": study.seed,

@@ -228,7 +228,7 @@ def _trained(study: Study, layer: int, name: str, config: SAEConfig) -> BatchTop
     extract(study)
     recipe = {
         "sae": asdict(config),
-        "activations": study.run.key("activations.zarr"),
+        "activations": study.streams_run.key("activations.zarr"),
         "layer": layer,
         "code": code_digest("sae"),
     }

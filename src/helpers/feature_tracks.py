@@ -200,7 +200,7 @@ def write_feature_tracks(
         "saes": [
             study.run.key(f"sae/block{x}") for x in sorted(set(features["layer"]))
         ],
-        "activations": study.run.key("activations.zarr"),
+        "activations": study.streams_run.key("activations.zarr"),
         "code": code_digest("feature_tracks", "annotation", "windows"),
     }
     return study.run.artefact("tracks", recipe, build)

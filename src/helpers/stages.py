@@ -86,6 +86,8 @@ class Study:
         Where to compute.
     truth : Path or None
         Folder of what was planted, if the data are simulated.
+    streams : Run or None
+        The run that keeps the residual streams; None for ``run``.
     saes : Run or None
         The run whose dictionaries are used; None to train new ones.
     """
@@ -97,7 +99,13 @@ class Study:
     seed: int
     device: str
     truth: Path | None
+    streams: Run | None = None
     saes: Run | None = None
+
+    @property
+    def streams_run(self) -> Run:
+        """The run that keeps the residual streams."""
+        return self.streams or self.run
 
     @cached_property
     def model_hash(self) -> str:
@@ -157,6 +165,7 @@ def open_study(
     device: str = "cpu",
     model: str = "",
     precision: str = "float32",
+    streams: str = "",
     saes: str = "",
 ) -> Study:
     """Open a run: read and check its data, load its model.
@@ -185,6 +194,9 @@ def open_study(
     precision : str
         ``float32``, or ``bfloat16`` for the products of the model, faster where the
         hardware has it; `precision_error` measures what it costs.
+    streams : str
+        Folder of a run that keeps the residual streams, for several runs that differ in
+        what comes after them; the run itself if empty.
     saes : str
         Folder of a run of the same model whose dictionaries to use, on data they were
         not trained on; new ones are trained if empty.
@@ -205,10 +217,12 @@ def open_study(
         tissues=list(tissues or []),
         model=str(model),
         precision=precision,
+        streams=str(streams),
         saes=str(saes),
         seed=seed,
     )
-    kept = run.folder.parent.parent / "data"
+    # Beside the runs; one that shares its streams may lie deeper.
+    kept = Path(streams or run.folder).parent.parent / "data"
     if data == "encode" and not model:
         model = str(published_weights(kept / "encode" / "weights"))
     loaded = EpiBERT.from_pretrained(model) if model else None
@@ -243,9 +257,18 @@ def open_study(
     if outside:
         raise ValueError(f"blocks {outside} do not exist; the model has 0 to {last}")
     loaded.bfloat16 = precision == "bfloat16"
-    others = Run(saes) if saes else None
-    study = Study(run, dataset, loaded.to(device), chosen, seed, device, truth, others)
-    if others:
+    study = Study(
+        run,
+        dataset,
+        loaded.to(device),
+        chosen,
+        seed,
+        device,
+        truth,
+        streams=Run(streams) if streams else None,
+        saes=Run(saes) if saes else None,
+    )
+    if study.saes:
         _check_dictionaries(study)
     if model:
         _warn_if_blind(study)
@@ -450,7 +473,7 @@ def extract(study: Study) -> ActivationStore:
         # How rows are read later on is no part of what is stored.
         "code": code_digest("_activation_store", "epibert", "windows"),
     }
-    path = study.run.artefact(
+    path = study.streams_run.artefact(
         "activations.zarr", recipe, lambda p: fill(p, study.blocks), resumable=True
     )
     if _blocks_to_extract(path, study.blocks):  # that an earlier study did without
@@ -518,7 +541,7 @@ def train_saes(
     recipe = {
         "sae": asdict(config),
         "model": study.model_hash,
-        "activations": study.run.key("activations.zarr"),
+        "activations": study.streams_run.key("activations.zarr"),
         "code": code_digest("sae", "_stored_rows"),
     }
     saes = {}

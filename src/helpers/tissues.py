@@ -37,6 +37,7 @@ NOTEBOOK_PARAMETERS = (
     "data",
     "tissues",
     "blocks",
+    "streams",
     "saes",
     "seed",
     "device",
