@@ -87,6 +87,7 @@ class AutogradTrainer:
             for size in config.matryoshka or [config.d_sae]
         ]
         loss = torch.stack([e.square().mean() for e in errors]).mean()
+        objective, found = loss.log(), float(loss.detach())
         error = errors[-1]
         dead = self.since_fired > self.dead_after_rows
         if dead.any():
@@ -96,11 +97,12 @@ class AutogradTrainer:
             z_aux = torch.zeros_like(masked).scatter(1, aux.indices, aux.values)
             target = -error[rows].detach()
             aux_error = (z_aux @ decoder - target).square().sum()
-            loss = loss + config.aux_coefficient * aux_error / target.square().sum()
+            aux_loss = config.aux_coefficient * aux_error / target.square().sum()
+            objective, found = objective + aux_loss, found + float(aux_loss.detach())
         self.since_fired += len(x)
         self.since_fired[(z > 0).any(0)] = 0
         self.optimizer.zero_grad()
-        (loss * x.shape[1]).backward()  # the squared error of a row
+        objective.backward()
         with torch.no_grad():
             unit = decoder.detach()
             decoder.grad -= (decoder.grad * unit).sum(1, keepdim=True) * unit
@@ -111,7 +113,7 @@ class AutogradTrainer:
             self.optimizer.step()
             decoder /= decoder.norm(dim=1, keepdim=True)
         self.n_done += 1
-        return float(loss.detach()), int(dead.sum())
+        return found, int(dead.sum())
 
 
 @pytest.mark.parametrize("matryoshka", [(), (8, 24, 96)])
@@ -178,15 +180,11 @@ def test_low_precision_that_disagrees_is_given_up(monkeypatch):
     assert trainer.precision == torch.float32
 
 
-def weakened(**changes):
+def weakened(n_steps, **changes):
     """Train with half of the features too weak to be among the top k at the start."""
-    batches = planted_rows(60 * 256)[0].view(60, 256, 32)
+    batches = planted_rows(n_steps * 256)[0].view(n_steps, 256, 32)
     trainer = Trainer(
-        32,
-        small_config(**changes),
-        n_steps=len(batches),
-        dead_after_rows=512,
-        device=CPU,
+        32, small_config(**changes), n_steps=n_steps, dead_after_rows=512, device=CPU
     )
     trainer.step(batches[0])
     trainer.weights.encoder[:16] *= 0.01
@@ -195,34 +193,63 @@ def weakened(**changes):
 
 @pytest.mark.parametrize(("aux_coefficient", "revived"), [(1 / 32, True), (0.0, False)])
 def test_auxiliary_loss_revives_dead_features(aux_coefficient, revived):
-    records, _ = weakened(aux_coefficient=aux_coefficient, revive_until=0.0)
+    records, _ = weakened(60, aux_coefficient=aux_coefficient, revive_until=0.0)
     dead = [record["dead"] for record in records]
     assert max(dead[:10]) >= 0.5
     assert (dead[-1] < 0.25) is revived
 
 
-def test_dead_features_start_anew_along_residuals():
-    records, trainer = weakened(aux_coefficient=0.0)
-    assert max(record["dead"] for record in records[:10]) >= 0.5
-    assert records[-1]["dead"] < 0.1
-    assert sum(record["revived"] for record in records) == trainer.n_revived >= 16
+def test_dead_features_start_anew_with_time_to_settle():
+    records, trainer = weakened(300, aux_coefficient=0.0)
+    dead = [record["dead"] for record in records]
+    assert dead[60] >= 0.4
+    assert dead[-1] < 0.25  # 24 directions are planted for 32 features
+    restarts = [n for n, record in enumerate(records, 2) if record["revived"]]
+    assert set(restarts) <= {70, 140, 210}  # of 300 steps, the last 75 without
+    assert sum(record["revived"] for record in records) == trainer.n_revived >= 13
     norms = trainer.weights.decoder.norm(dim=1)
     torch.testing.assert_close(norms, torch.ones(32))
 
 
+def about_to_revive(batch, n_dead):
+    """Return a trainer whose step number allows restarts of its first features."""
+    trainer = Trainer(32, small_config(), n_steps=100, dead_after_rows=512, device=CPU)
+    trainer.step(batch)
+    trainer.n_done = 70
+    trainer.rows_since_fired[:n_dead] = 10_000
+    return trainer
+
+
 def test_dead_features_point_where_reconstructions_fall_short():
     batch = planted_rows(256)[0]
-    trainer = Trainer(32, small_config(), n_steps=40, dead_after_rows=512, device=CPU)
-    trainer.step(batch)
-    trainer.step(batch)
-    missing = torch.nn.functional.normalize(batch[:1], dim=1)
+    missing = torch.nn.functional.normalize(batch[:3], dim=1)
     error = torch.zeros_like(batch)
-    error[7] = -missing  # the reconstruction of one row lacks this
-    trainer.rows_since_fired[3] = 10_000
-    assert trainer._revive(error) == 1
-    assert float(trainer.weights.decoder[3] @ missing[0]) > 0.99
-    assert float(trainer.weights.encoder[3] @ missing[0]) > 0
-    assert int(trainer.rows_since_fired[3]) == 0
+    error[5:8] = -missing  # the reconstructions of three rows lack one direction each
+    trainer = about_to_revive(batch, 5)
+    assert trainer._revive(batch, error) == 3  # no row serves twice
+    revived = (trainer.rows_since_fired[:5] == 0).nonzero().squeeze(1)
+    cosines = trainer.weights.decoder[revived] @ missing.T
+    assert cosines.amax(0).min() > 0.999
+    assert cosines.argmax(1).unique().numel() == 3
+    reads = (trainer.weights.encoder[revived] * trainer.weights.decoder[revived]).sum(1)
+    assert reads.min() > 0
+
+
+def test_new_features_do_not_answer_to_what_others_explain():
+    batch = planted_rows(256)[0]
+    strong = torch.eye(32)[0]
+    batch += (
+        30 * torch.randn(256, 1, generator=torch.Generator().manual_seed(5)) * strong
+    )
+    missing = torch.nn.functional.normalize(torch.eye(32)[1] + strong, dim=0)
+    error = torch.zeros_like(batch)
+    error[7] = -missing
+    trainer = about_to_revive(batch, 1)
+    assert trainer._revive(batch, error) == 1
+    torch.testing.assert_close(trainer.weights.decoder[0], missing)
+    encoder = torch.nn.functional.normalize(trainer.weights.encoder[0], dim=0)
+    assert abs(float(encoder @ strong)) < 0.1
+    assert float(encoder @ missing) > 0.3
 
 
 def test_a_frozen_decoder_stays_random():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 __all__ = ["SAEConfig"]
@@ -24,23 +25,26 @@ class SAEConfig:
     n_epochs : int
         Passes over the rows, each in a fresh order; the incomplete last batch of a pass
         is left out.
-    learning_rate : float
-        Peak of Adam's step size. The default suits runs of hundreds to thousands of
-        steps; published runs of 10^5 steps use 3e-4.
+    learning_rate : float, optional
+        Peak of Adam's step size. The default is 4e-3, above 512 features times
+        sqrt(512 / d_sae): wider dictionaries diverge at large steps. It suits runs of
+        hundreds to thousands of steps; published runs of 10^5 steps use a quarter of it
+        (Gao et al. 2024, arXiv 2406.04093, by the same rule of the width).
     warmup, decay : float
         Fractions of all steps over which the step size rises from and falls to zero.
     dead_after : float
         A feature is dead once it has not fired for this many epochs' worth of rows. A
         rule in rows would never apply in a short run.
     revive_until : float
-        Every `dead_after` epochs, but at most 40 times, during this first fraction of
-        the run, dead features start anew along the residuals of badly reconstructed
-        rows; 0 turns it off.
+        During this first fraction of the run, dead features start anew from time to
+        time (at most 20 times, at least 70 steps apart) along the residuals of badly
+        reconstructed rows; 0 turns it off.
     aux_k : int, optional
         Dead features used per token to reconstruct what the others missed: few, so that
         each grows strong enough to be kept. Default: half of k.
     aux_coefficient : float
-        Weight of that auxiliary loss; 0 turns it off.
+        Weight of that auxiliary loss, the part of the error's square that they leave,
+        beside the logarithm of the error; 0 turns it off.
     aux_rows : int
         About how many rows of each batch the auxiliary loss looks at.
     plateau : float
@@ -68,13 +72,13 @@ class SAEConfig:
     k: int
     batch_size: int = 2048
     n_epochs: int = 5
-    learning_rate: float = 4e-3
+    learning_rate: float | None = None
     warmup: float = 0.05
     decay: float = 0.25
     dead_after: float = 0.1
-    revive_until: float = 0.95
+    revive_until: float = 0.75
     aux_k: int | None = None
-    aux_coefficient: float = 0.1
+    aux_coefficient: float = 1.0
     aux_rows: int = 1024
     plateau: float = 0.0
     matryoshka: tuple[int, ...] = ()
@@ -89,6 +93,9 @@ class SAEConfig:
         object.__setattr__(self, "matryoshka", tuple(self.matryoshka))
         for name in ("d_sae", "k", "batch_size", "n_epochs", "aux_k", "aux_rows"):
             _check_count(name, getattr(self, name))
+        if self.learning_rate is None:
+            rate = 4e-3 * min(1.0, math.sqrt(512 / self.d_sae))
+            object.__setattr__(self, "learning_rate", rate)
         if self.random_state < 0:
             raise ValueError(
                 f"random_state must not be negative; got {self.random_state}"

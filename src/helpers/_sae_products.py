@@ -1,4 +1,4 @@
-"""Reconstruction of a batch from its sparse code, and the gradients of its error.
+"""Reconstruction of a batch from its sparse code, and gradients of its log error.
 
 Autograd would spend six dense (n_rows, d_sae, d_in) products on a step of which n * k
 of n * d_sae entries matter. Here every product but one visits the active entries only:
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from helpers._sae_peers import ALONE, Peers
 from helpers._sae_selection import Code, sort_by_feature
 
 __all__ = [
@@ -102,10 +103,10 @@ class Gradients(NamedTuple):
     error : torch.Tensor, shape (n_rows, d_in)
         Reconstruction by the whole dictionary less the row; overwritten next time.
     loss, square : torch.Tensor, scalars
-        Squared error, mean over prefixes and of the whole dictionary, summed over rows
-        and divided by the rows of the whole batch.
+        Squared error of a row of the whole batch, mean over prefixes and of the whole
+        dictionary.
     slopes : Parameters
-        Gradients of the loss.
+        Gradients of the logarithm of the loss, this process's part.
     along : torch.Tensor, shape (d_sae,)
         Dot product of each decoder row and its gradient.
     n_fired : torch.Tensor, shape (d_sae,)
@@ -159,10 +160,13 @@ def reconstruct(
     *,
     n_rows: int,
     scores: torch.Tensor,
+    peers: Peers = ALONE,
 ) -> Gradients:
-    """Reconstruct rows from their code and return the gradients of the squared error.
+    """Reconstruct rows from their code; return gradients of the log squared error.
 
-    The selection is constant, as in autograd through a top-k.
+    The logarithm keeps gradients at one size while the error falls a hundredfold;
+    otherwise the optimizer's memory of the first ones holds the later steps back. The
+    selection is constant, as in autograd through a top-k.
 
     Parameters
     ----------
@@ -182,6 +186,8 @@ def reconstruct(
         Rows of the whole batch; `centered` may be one process's part of them.
     scores : torch.Tensor, shape (n, d_sae)
         Space in the precision of `decoder`, overwritten if that is bfloat16.
+    peers : Peers
+        Processes that hold the other rows.
     """
     n_parts, (n, d_in), d_sae = len(prefixes.sizes), centered.shape, len(decoder)
     full, low = centered.dtype, decoder.dtype
@@ -208,7 +214,11 @@ def reconstruct(
         square = _sum_of_squares(error) / n_rows
         for part in reversed(range(n_parts - 1)):  # later prefixes hold a feature too
             errors[:, part] += errors[:, part + 1]
-    step = 2 / (n_rows * n_parts)
+    totals = torch.stack([loss, square])
+    peers.add(totals)
+    loss, square = totals
+    tiny = torch.finfo(full).tiny  # a perfect reconstruction has no slope
+    step = 2 / (n_rows * n_parts * loss.clamp_min(tiny))
     slopes = scratch("slopes", (n * n_parts, d_in), low)
     torch.mul(errors.view(n * n_parts, d_in), step, out=slopes)
 

@@ -28,10 +28,13 @@ __all__ = ["Trainer"]
 logger = logging.getLogger("helpers.sae")
 
 _VERIFIED_ROWS = 512  # of the first batch, on which bfloat16 must agree with float32
+_LEAST_VARIANCE = 1e-3  # at the start; rows have mean variance 1
 _GAIN_ROWS = 1024  # of the first batch, enough for one number
 _LOSS_TOLERANCE = 0.01
 _COSINE_TOLERANCE = 0.05  # of gradients: entries near the cut change sides
-_REVIVALS = 40  # at most in a run: features need steps to find their place
+_RESTARTS = 20  # at most in a run, each followed by
+_STEPS_TO_SETTLE = 70  # at least
+_ROWS_PER_RESTART = 8  # of a batch, for each feature that starts anew
 
 
 class Trainer:
@@ -111,10 +114,9 @@ class Trainer:
         if self.n_done == 0:
             self._begin(x)
         config, peers = self.config, self.peers
-        n_rows, d_in = len(x) * peers.size, x.shape[1]
+        n_rows = len(x) * peers.size
         gradients, l0 = self._gradients(x, n_rows)
-        totals = torch.stack([gradients.loss, gradients.square])
-        peers.add(totals, gradients.n_fired, gradients.along, *gradients.slopes)
+        peers.add(gradients.n_fired, gradients.along, *gradients.slopes)
 
         dead = self.rows_since_fired > self.dead_after_rows
         n_dead, aux_loss = int(dead.sum()), 0.0
@@ -129,8 +131,9 @@ class Trainer:
         self.rows_since_fired[gradients.n_fired > 0] = 0
 
         learning_rate = self._update(slopes)
-        n_revived = self._revive(gradients.error) if n_dead else 0
-        loss, error = (totals / d_in).tolist()
+        n_revived = self._revive(x, gradients.error) if n_dead else 0
+        errors = torch.stack([gradients.loss, gradients.square])
+        loss, error = (errors / x.shape[1]).tolist()
         return {
             "loss": loss,
             "fvu": error,
@@ -166,6 +169,7 @@ class Trainer:
             scratch,
             n_rows=n_rows,
             scores=scores,
+            peers=peers,
         )
         return gradients, peers.total(len(code.acts)) / n_rows
 
@@ -195,8 +199,7 @@ class Trainer:
         missed = self._product(acts, decoder) + error
         squares = torch.stack([missed.square().sum(), error.square().sum()])
         peers.add(squares)
-        # In the units of the loss, the squared error of a row.
-        slope = missed * (2 * config.aux_coefficient * x.shape[1] / squares[1])
+        slope = missed * (2 * config.aux_coefficient / squares[1])
         acts_slope = self._product(slope, decoder.T) * (acts > 0)
         decoder_slope = self._product(acts.T, slope)
         decoder_slope -= (decoder_slope * decoder).sum(1, keepdim=True) * decoder
@@ -247,9 +250,11 @@ class Trainer:
     def _initialize(self, x: torch.Tensor) -> None:
         """Start the decoder from differences of rows, the encoder from the decoder.
 
-        Differences are free of any offset and plentiful. A little noise tells apart
-        those that coincide, as between the equal rows of masked sequence. The encoder
-        is the decoder times the least-squares scale of the first reconstruction.
+        Differences are free of any offset and plentiful. Whitened, they spread over all
+        directions in which rows vary, not the few in which they vary most. A little
+        noise tells apart those that coincide, as between the equal rows of masked
+        sequence. The encoder is the decoder times the least-squares scale of the first
+        reconstruction.
         """
         weights, config = self.weights, self.config
         generator = torch.Generator().manual_seed(config.random_state)
@@ -259,7 +264,8 @@ class Trainer:
             start = noise
         else:
             first, second = pairs.to(x.device)
-            start = x[first] - x[second] + 0.01 * noise
+            start = (x[first] - x[second]) @ _whitening(x, _LEAST_VARIANCE)
+            start += 0.01 * noise
         weights.decoder.copy_(F.normalize(start, dim=1))
         x = x[:_GAIN_ROWS]
         code = batch_top_k(x @ weights.decoder.T, config.k)
@@ -303,18 +309,22 @@ class Trainer:
             )
             self._set_precision(self.weights.encoder.dtype)
 
-    def _revive(self, error: torch.Tensor) -> int:
+    def _revive(self, x: torch.Tensor, error: torch.Tensor) -> int:
         """Start dead features anew from time to time; return how many.
 
-        Directions are residuals of rows drawn in proportion to their squared error
-        (after Bricken et al. 2023, transformer-circuits.pub/2023/monosemantic-features;
-        there the encoder starts small, here at the median norm of the living, or the
-        batch's top-k would not notice it).
+        Their directions are residuals of different rows, drawn in proportion to the
+        error (after Bricken et al. 2023, transformer-circuits.pub/2023/
+        monosemantic-features). Read along its own direction, a feature would answer to
+        the strongest variation of rows, which others explain; its encoder is the
+        direction whitened down to the level of the error, as strong as those of the
+        living. Few start at a time, far enough apart to find their place, the last
+        before the step size falls.
         """
         config, peers, weights = self.config, self.peers, self.weights
         every = max(
-            round(self.dead_after_rows / (len(error) * peers.size)),
-            math.ceil(self.n_steps / _REVIVALS),
+            round(self.dead_after_rows / (len(x) * peers.size)),
+            math.ceil(self.n_steps / _RESTARTS),
+            _STEPS_TO_SETTLE,
         )
         if (
             self.n_done % every
@@ -323,29 +333,32 @@ class Trainer:
         ):
             return 0
         is_dead = self.rows_since_fired > self.dead_after_rows
-        dead, living = is_dead.nonzero().squeeze(1), ~is_dead
-        if not len(dead) or not living.any():
-            return 0
-        chances = peers.gather(error.square().sum(1)).double().cpu()
-        if not chances.any():
-            return 0
-        generator = torch.Generator().manual_seed(config.random_state + self.n_done)
-        drawn = torch.multinomial(
-            chances, len(dead), replacement=True, generator=generator
+        living = ~is_dead
+        x, error = peers.gather(x), peers.gather(error)
+        chances = error.norm(dim=1).double().cpu()
+        n_revived = min(
+            int(is_dead.sum()), len(x) // _ROWS_PER_RESTART, int((chances > 0).sum())
         )
-        residual = -peers.gather(error)[drawn.to(error.device)]
-        noise = torch.randn(residual.shape, generator=generator).to(residual)
-        direction = F.normalize(residual + 0.01 * residual.std() * noise, dim=1)
+        if not n_revived or not living.any():
+            return 0
+        dead = self.rows_since_fired.topk(n_revived).indices
+        generator = torch.Generator().manual_seed(config.random_state + self.n_done)
+        drawn = torch.multinomial(chances, n_revived, generator=generator)
+        direction = F.normalize(-error[drawn.to(error.device)], dim=1)
+        whitening = _whitening(x, float(error.square().mean()))
+        strength = weights.encoder[living].norm(dim=1).median()
         weights.decoder[dead] = direction
-        weights.encoder[dead] = direction * weights.encoder[living].norm(dim=1).median()
+        weights.encoder[dead] = strength * F.normalize(
+            direction @ whitening @ whitening, dim=1
+        )
         weights.b_enc[dead] = 0
         for weight in (weights.encoder, weights.b_enc, weights.decoder):
             state = self.optimizer.state[weight]
             state["exp_avg"][dead] = 0
             state["exp_avg_sq"][dead] = state["exp_avg_sq"][living].mean(0)
         self.rows_since_fired[dead] = 0
-        self.n_revived += len(dead)
-        return len(dead)
+        self.n_revived += n_revived
+        return n_revived
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that :meth:`load_state_dict` needs to go on exactly."""
@@ -381,6 +394,17 @@ class Trainer:
         sae.W_dec.copy_(weights.decoder)
         sae.b_dec.copy_(weights.b_dec)
         return sae
+
+
+def _whitening(x: torch.Tensor, least: float) -> torch.Tensor:
+    """Return the matrix that gives rows variance 1 along all axes.
+
+    Axes along which they vary less than a `least` variance are scaled as if it were
+    that.
+    """
+    centered = x - x.mean(0)
+    variance, axes = torch.linalg.eigh(centered.T @ centered / len(x))
+    return (axes / variance.clamp_min(least).sqrt()) @ axes.T
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
