@@ -205,7 +205,7 @@ def test_dead_features_start_anew_with_time_to_settle():
     assert dead[60] >= 0.4
     assert dead[-1] < 0.25  # 24 directions are planted for 32 features
     restarts = [n for n, record in enumerate(records, 2) if record["revived"]]
-    assert set(restarts) <= {70, 140, 210}  # of 300 steps, the last 75 without
+    assert set(restarts) <= {70, 140, 210}  # none in the last 45 of 300 steps
     assert sum(record["revived"] for record in records) == trainer.n_revived >= 13
     norms = trainer.weights.decoder.norm(dim=1)
     torch.testing.assert_close(norms, torch.ones(32))

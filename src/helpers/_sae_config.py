@@ -26,9 +26,9 @@ class SAEConfig:
         Passes over the rows, each in a fresh order; the incomplete last batch of a pass
         is left out.
     learning_rate : float, optional
-        Peak of Adam's step size. The default is 4e-3, above 512 features times
+        Peak of Adam's step size. The default is 6e-3, above 512 features times
         sqrt(512 / d_sae): wider dictionaries diverge at large steps. It suits runs of
-        hundreds to thousands of steps; published runs of 10^5 steps use a quarter of it
+        hundreds to thousands of steps; published runs of 10^5 steps use a fifth of it
         (Gao et al. 2024, arXiv 2406.04093, by the same rule of the width).
     warmup, decay : float
         Fractions of all steps over which the step size rises from and falls to zero.
@@ -76,7 +76,7 @@ class SAEConfig:
     warmup: float = 0.05
     decay: float = 0.25
     dead_after: float = 0.1
-    revive_until: float = 0.75
+    revive_until: float = 0.85
     aux_k: int | None = None
     aux_coefficient: float = 1.0
     aux_rows: int = 1024
@@ -94,7 +94,7 @@ class SAEConfig:
         for name in ("d_sae", "k", "batch_size", "n_epochs", "aux_k", "aux_rows"):
             _check_count(name, getattr(self, name))
         if self.learning_rate is None:
-            rate = 4e-3 * min(1.0, math.sqrt(512 / self.d_sae))
+            rate = 6e-3 * min(1.0, math.sqrt(512 / self.d_sae))
             object.__setattr__(self, "learning_rate", rate)
         if self.random_state < 0:
             raise ValueError(

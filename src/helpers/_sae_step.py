@@ -318,7 +318,7 @@ class Trainer:
         the strongest variation of rows, which others explain; its encoder is the
         direction whitened down to the level of the error, as strong as those of the
         living. Few start at a time, far enough apart to find their place, the last
-        before the step size falls.
+        well before the end.
         """
         config, peers, weights = self.config, self.peers, self.weights
         every = max(
