@@ -187,7 +187,7 @@ torch.set_num_threads(1)
 if "RANK" in __import__("os").environ:
     dist.init_process_group("gloo")
 rows, _ = planted_rows(3_000, n_directions=60)
-config = SAEConfig(d_sae=96, k=4, batch_size=256, n_epochs=4, dead_after=0.2,
+config = SAEConfig(d_sae=96, k=4, batch_size=256, n_epochs=9, dead_after=0.2,
                    precision=sys.argv[2], aux_rows=100,
                    matryoshka=eval(sys.argv[3]))
 sae, history = train(rows, config, checkpoint=sys.argv[4], checkpoint_seconds=1e9)
@@ -228,4 +228,6 @@ def test_two_processes_train_like_one(tmp_path, precision, matryoshka):
     # Sums in another order: rounding, larger in bfloat16, grows with the steps.
     rounding = 1e-4 if precision == "float32" else 5e-3
     np.testing.assert_allclose(one["loss"][:10], two["loss"][:10], rtol=rounding)
-    np.testing.assert_allclose(one["loss"], two["loss"], rtol=0.1)
+    np.testing.assert_allclose(one["loss"][:70], two["loss"][:70], rtol=0.1)
+    # The restart after step 70 may draw other rows by then.
+    np.testing.assert_allclose(one["loss"], two["loss"], rtol=0.2)
