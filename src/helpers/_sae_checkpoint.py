@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,11 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
-        raise OSError(f"{path}: checkpoint could not be written: {error}") from error
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(
+            f"{path}: checkpoint could not be written: {error}; the disk has "
+            f"{free:,} bytes left"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
 
