@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 PEERS = {"dictionary_learning": "dictionary-learning", "sparsify": "eai-sparsify"}
-LEARNING_RATES = (1e-3, 2e-3, 4e-3)
+LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 WARMUP, DECAY = 0.05, 0.25  # fractions of the steps
 COLUMNS = ("contender", "d_sae", "k", "rule", "l0", "fvu", "dead_percent")
 

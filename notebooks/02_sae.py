@@ -331,7 +331,7 @@ choices.table.round(4)
 
 # %% [markdown]
 # "Starting anew" gives a dead feature the direction of a badly reconstructed token; the auxiliary loss lets dead features reconstruct what the living miss.
-# A rule that starts features anew every few steps of a short run can do more harm than good: compare the errors, not only the shares of dead features.
+# Fewer dead features are no gain by themselves: compare the errors too, not only the shares of dead features.
 
 # %% tags=["hide-input"]
 rescued = choices.table[choices.table["centered"]].set_index("rescue")

@@ -92,12 +92,8 @@ def rows_recipe(study: Study, layer: int) -> dict[str, Any]:
 
 
 def front_config(d_sae: int, k: int, **options: Any) -> SAEConfig:
-    """Return the settings of the short budget: four epochs in batches of 512.
-
-    Dead features are left to the auxiliary loss. Started anew every few steps, as in
-    longer runs, they have no time to find their place and spoil the others.
-    """
-    options = {"batch_size": 512, "n_epochs": 4, "revive_until": 0.0} | options
+    """Return the settings of the short budget: four epochs in batches of 512."""
+    options = {"batch_size": 512, "n_epochs": 4} | options
     return SAEConfig(d_sae=d_sae, k=k, **options)
 
 

@@ -52,9 +52,9 @@ __all__ = [
 
 GAMMAS = (5.0, 15.0)  # |mean| / |SD| beside that of the data
 RESCUES = {
-    "both": {"revive_until": 0.95},
+    "both": {},
     "auxiliary loss": {"revive_until": 0.0},
-    "starting anew": {"revive_until": 0.95, "aux_coefficient": 0.0},
+    "starting anew": {"aux_coefficient": 0.0},
     "neither": {"revive_until": 0.0, "aux_coefficient": 0.0},
 }
 WORLD_KS = (4, 8, 16)  # 8 features are active on average
