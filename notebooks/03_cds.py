@@ -86,7 +86,9 @@ print(
     f"{len(windows)} windows in {n_blocks} genomic blocks, {len(study.lineages)} pairs"
 )
 numbers = ladder.select_dtypes("number").columns
-ladder.assign(**ladder[numbers].astype(float).round().astype("Int64"))
+ladder.astype(dict.fromkeys(numbers, float)).round().astype(
+    dict.fromkeys(numbers, "Int64")
+)
 
 # %% mystnb={"figure": {"caption": "Features called at each block of the model, claim by claim; in brackets, what is counted as independent. Gray: the same rule applied to replicates of one context, where every call is false.", "name": "fig-claims"}, "image": {"alt": "Most calls of the naive and of the paired score disappear once the motif activity is held; what is left is about as much as replicates of one context give. Dots by block of the model for each claim."}}
 divergence.claims(ladder)
