@@ -204,7 +204,7 @@ def test_gather_evidence_without_replicates_leaves_out_what_needs_them(study, tm
 
 
 def test_depth_sensitivity_compares_tracks_that_keep_the_same_cuts(study):
-    found = calibration.depth_sensitivity(study, 1)
+    found = calibration.depth_sensitivity(study, 0)
     assert found.calls.loc["as sequenced", ["kept", "rank_correlation"]].tolist() == [
         pytest.approx(1.0),
         pytest.approx(1.0),
