@@ -114,7 +114,7 @@ def dose_slider(
         f'style="max-width:100%"{"" if k == first else " hidden"}>'
         for k, (dose, text) in enumerate(zip(doses, descriptions, strict=True))
     )
-    return f"""<div class="dose-slider">
+    return f"""<div class="dose-slider" data-interactive>
 <label hidden>{escape(label)}
 <input type="range" min="0" max="{len(doses) - 1}" step="1" value="{first}"
  aria-valuetext="{doses[first]:g}" style="width:20em;max-width:100%">
