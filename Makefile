@@ -54,6 +54,7 @@ READY    := .venv/.ready
 BOOK     := _build/book$(SUFFIX)
 LOGS     := _build/logs$(SUFFIX)
 HTML     := $(OUTPUT)/_build/html/index.html
+PACKED   := _build/book$(SUFFIX).zip
 STAGED   := $(BOOK)/notebooks
 STAMPS   := $(BOOK)/.stamps
 EXECUTED := $(NOTEBOOKS:%=$(STAGED)/%.ipynb)
@@ -66,7 +67,7 @@ export PYTHONHASHSEED := 0
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help book run tissue check-tissue test test-full-size pretrain benchmark notebooks clean FORCE
+.PHONY: help book book-offline run tissue check-tissue test test-full-size test-browser pretrain benchmark notebooks clean FORCE
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -83,6 +84,11 @@ help: ## list the targets
 book: $(HTML) ## run the notebooks, render the book and say where it lies
 	@echo "The book: file://$(abspath $(HTML))"
 
+# Pages ask the network for nothing (book/_ext/offline_pages.py): a copy is all it takes.
+book-offline: $(HTML) ## pack the book into one file to read where there is no network
+	@rm -f $(PACKED) && $(BIN)/python -m zipfile -c $(PACKED) $(dir $(HTML))
+	@echo "Unpack $(PACKED) anywhere and open html/index.html"
+
 run: $(HTML) ## run the notebooks for one TISSUE and render its report
 	@echo "The report: file://$(abspath $(HTML))"
 
@@ -97,6 +103,9 @@ test: $(READY) ## run the tests, the slow ones included
 
 test-full-size: $(READY) ## test the published model at its size (minutes, 8 GB)
 	$(BIN)/pytest -m full_size $(ARGS)
+
+test-browser: .venv/.browser ## look at the rendered book with the system's Chromium
+	CHROMATIN_BOOK=$(OUTPUT)/_build/html $(BIN)/pytest -m browser tests/test_browser.py $(ARGS)
 
 pretrain: $(READY) ## train the small EpiBERT that ships with the package
 	$(BIN)/python -m helpers.small_model $(ARGS)
@@ -127,6 +136,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/pip install --quiet --retries 0 --extra-index-url $(TORCH_INDEX) -c constraints.txt torch
 	@$(BIN)/pip install --quiet -c constraints.txt -e '.[book,test]'
 	@mv .venv/.installing $@
+
+.venv/.browser: $(READY)
+	@$(BIN)/pip install --quiet -c constraints.txt -e '.[browser]'
+	@touch $@
 
 # --- Executed notebooks ------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = Path(os.environ.get("CHROMATIN_BOOK", ROOT / "_build" / "html")).resolve()
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+BROWSERS = ["chromium", "chromium-browser", "google-chrome"]
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 SCREENS = {"wide": (1280, 900), "phone": (390, 844)}
 MAX_PAGE_MB = 3.0
 BY_SPHINX = {"genindex.html", "index.html", "search.html"}
@@ -32,7 +33,7 @@ def pages_of(book):
     return [
         page
         for page in pages
-        if str(page) not in BY_SPHINX and page.parts[:2] != ("_static", "vendor")
+        if str(page) not in BY_SPHINX and "webpack" not in page.name
     ]
 
 
@@ -246,15 +247,17 @@ def test_nothing_is_wider_than_the_screen(visit, screen):
 
 @pytest.mark.parametrize(
     ("screen", "theme"),
-    [("wide", "light"), ("phone", "dark"), ("wide", "dark")],
-    ids="-".join,
+    [("wide", "light"), ("phone", "dark")],
+    ids=["wide-light", "phone-dark"],
 )
 def test_page_is_accessible(visit, screen, theme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     set_screen(visit.page, screen)
     set_theme(visit.page, theme)
     found = axe.Axe().run(
-        visit.page, options={"resultTypes": ["violations"], "preload": False}
+        visit.page,
+        context={"exclude": [["mjx-container > *"]]},  # thousands of paths
+        options={"resultTypes": ["violations"], "preload": False},
     )
     set_theme(visit.page, "light")
     set_screen(visit.page, "wide")

@@ -68,7 +68,7 @@ def replace_badges(app: Sphinx, doctree: nodes.document) -> None:
 def finish_page(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Say what a reader without scripts sees, and mend the bibliography's role.
+    """Say what a reader without scripts sees; leave out what is never used.
 
     Sphinx calls the bibliography a list, but its entries have a role that screen
     readers do not count as items of one.
@@ -77,12 +77,21 @@ def finish_page(
     if 'class="math' in body:
         body = NOTICE + body
     context["body"] = body.replace('<div role="list" class="cit', '<div class="cit')
+    context["script_files"] = [
+        script for script in context["script_files"] if not of_thebe(script)
+    ]
+
+
+def of_thebe(script: Any) -> bool:
+    """Tell scripts that run cells on a server elsewhere; nothing here starts them."""
+    inline = getattr(script, "attributes", {}).get("body") or ""
+    return "thebe" in f"{getattr(script, 'filename', script)} {inline}".lower()
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register with Sphinx; a missing package stops the build before any page."""
     read_script()
     app.connect("doctree-read", replace_badges)
-    app.connect("html-page-context", finish_page)
+    app.connect("html-page-context", finish_page, priority=900)  # after all others
     app.connect("build-finished", copy_script)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
