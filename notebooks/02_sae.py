@@ -3,8 +3,10 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/chromatin-context/blob/main/notebooks/02_sae.ipynb)
 #
-# The stream after a block is a sum of many things the model knows at once.
-# A sparse autoencoder takes it apart into features that are mostly silent; this page trains one per block and asks how much of the stream survives, what a dictionary must beat, and which features come back with another seed.
+# What is the stream of a model made of: which few of many things does it hold at one place of the genome?
+# This page trains a sparse autoencoder per block, a *dictionary* of features that are mostly silent, and asks how much of the stream survives, what a dictionary must beat, and which features come back with another seed.
+#
+# Words that are new to you are in the [glossary](../book/glossary.md).
 #
 # **Objectives**
 #
@@ -31,7 +33,7 @@ if importlib.util.find_spec("helpers") is None:  # a fresh runtime, such as Cola
 # Change these and run all; papermill sets them from outside.
 
 # %% tags=["parameters"]
-run: str = "_build/runs/simulated"  # folder of artefacts
+run: str = "_build/runs/simulated"  # folder of artifacts
 data: str = "simulated"  # or "encode", a tissue file, or a folder of them
 tissues: list = []  # which of them; all if empty
 blocks: list = []  # transformer blocks; all if empty
@@ -72,7 +74,7 @@ print(study.description)
 # ## BatchTopK
 #
 # Let $x$ be a token's stream, $\mu$ the mean over training tokens and $s$ one scale for all coordinates, and $u = (x - \mu) / s$.
-# The encoder computes $h = \mathrm{ReLU}((u - b_\mathrm{dec}) W_\mathrm{enc} + b_\mathrm{enc})$.
+# The encoder computes $h = \mathrm{ReLU}((u - b_\mathrm{dec}) W_\mathrm{enc} + b_\mathrm{enc})$, with learned matrices $W$ and biases $b$: one number per feature, none below zero.
 # In training the $n k$ largest entries among the $n$ tokens of a batch are kept: tokens that hold more may use more {cite}`bussmann2024batchtopk`.
 # Afterwards one fixed threshold $\theta$ takes over, $z = h \cdot 1[h > \theta]$, so that the code of a token never depends on its neighbors.
 # The reconstruction is $\hat x = s\,(z W_\mathrm{dec} + b_\mathrm{dec}) + \mu$ with rows of $W_\mathrm{dec}$ of length 1.
@@ -86,7 +88,7 @@ config = stages.sae_config(study.model.config.d_model)
 saes = stages.train_saes(study)
 print(f"{config.d_sae} features, k = {config.k}, {config.n_epochs} epochs")
 
-# %% mystnb={"figure": {"caption": "Fraction of variance unexplained (left) and share of dead features (right) in training, one line per block, running mean over 20 steps. Flat ends mean that longer training would change little.", "name": "fig-training"}, "image": {"alt": "Two line plots over training epochs, one line per block: variance unexplained falls and levels off; the share of dead features."}}
+# %% mystnb={"figure": {"caption": "Fraction of variance unexplained (left) and share of dead features (right) in training, one line per block, running mean over 20 steps. Where the ends are flat, longer training would change little.", "name": "fig-training"}, "image": {"alt": "Variance unexplained falls and levels off in every block. Two line plots over training epochs, one line per block; the second shows the share of dead features."}}
 history = stages.read_cards(study, "history")
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
 plots.training_curves(history, "fvu", axes[0]).set_ylabel("FVU of the batch")
@@ -98,7 +100,7 @@ plt.show()
 # %% [markdown]
 # ## The card
 #
-# FVU is the squared error over the whole test set divided by the variance around its mean; predicting the mean gives 1.
+# FVU, the fraction of variance unexplained, is the squared error over the whole test set divided by the variance around its mean; predicting the mean gives 1.
 # L0 is the number of active features per token, shrinkage is positive where reconstructions are too short, and a feature is dead if it never fires on the rows in question.
 # `decoder_cosine` and `density` are medians over features: the cosine with the nearest other feature, and the share of tokens a feature fires on.
 #
@@ -144,7 +146,7 @@ for layer, line in spread.iterrows():
         + (" - WARNING, more than 20 %" if over else "")
     )
 
-# %% mystnb={"figure": {"caption": "Mean L0 (left) and FVU (right) of every biosample on test chromosomes. Circles are cell lines, triangles tissues; the contexts should overlap.", "name": "fig-card"}, "image": {"alt": "Scatter plots of mean L0 and FVU per block, one point per biosample, cell lines as circles and tissues as triangles."}}
+# %% mystnb={"figure": {"caption": "Does either context get more features than the other? Mean L0 (a) and FVU (b) of every biosample on test chromosomes; circles are cell lines, triangles tissues, and the contexts should overlap. Dashed: the L0 aimed at. Mind that the axes do not start at zero.", "name": "fig-card"}, "image": {"alt": "L0 and FVU of cell lines and tissues lie close together, relative to the 20 % that would be a warning. Scatter plots per block, one point per biosample, cell lines as circles and tissues as triangles."}}
 contexts = dict(zip(study.design["biosample"], study.design["context"], strict=True))
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
 plots.card_by_biosample(card, "l0_mean", contexts, axes[0]).set_ylabel("mean L0")
@@ -153,7 +155,7 @@ axes[0].axhline(config.k, color="0.6", lw=1, ls="--")
 figures.panel_labels(axes)
 plt.show()
 
-# %% mystnb={"figure": {"caption": "How often features fire, per block. Features at the right end fire on nearly every token and carry little that is specific; those that never fire on test chromosomes are counted in the legend.", "name": "fig-density"}, "image": {"alt": "Step histograms of the log share of tokens on which features fire, one per block."}}
+# %% mystnb={"figure": {"caption": "Most features fire rarely. Features at the right end fire on nearly every token and carry little that is specific; those that never fire on test chromosomes are counted in the legend.", "name": "fig-density"}, "image": {"alt": "The bulk of the features fires on about one token in a thousand, and a few on nearly all. Step histograms of the log share of tokens on which features fire, one per block."}}
 features = stages.read_cards(study, "features")
 plots.densities(features)
 plt.show()
@@ -173,7 +175,7 @@ display(Markdown(text))
 # It learns on `select` chromosomes and is judged on `test`, for the context, the lineage, and the class of a token (higher in vivo, higher in vitro, equally open, closed).
 # A code whose features mean something should need few of them; the control is the same probe on the raw stream and on its principal components.
 
-# %% tags=["remove-stderr"] mystnb={"figure": {"caption": "Area under the ROC curve of probes that read n numbers, last block, mean over classes each against the rest. Features (circles) have an advantage only where their line lies above both controls.", "name": "fig-probes"}, "image": {"alt": "Three line plots of probe AUC against the numbers read, for context, lineage and token class, with lines for features, principal components and the raw stream."}}
+# %% tags=["remove-stderr"] mystnb={"figure": {"caption": "Area under the ROC curve of probes that read n numbers, last block, mean over classes each against the rest. Features (circles) have an advantage only where their line lies above both controls.", "name": "fig-probes"}, "image": {"alt": "In the simulated default single features have an advantage for the context only. Line plots of probe AUC against the numbers read, for context, lineage and token class, with lines for features, principal components and the raw stream."}}
 probes = dictionaries.probes(study)
 targets = list(dict.fromkeys(probes["target"]))
 figure, axes = plt.subplots(1, len(targets), figsize=(10, 3.2), sharey=True)
@@ -196,6 +198,8 @@ probes[probes["n_numbers"].isin([1, 16])].pivot_table(
 # ## What a dictionary must beat
 #
 # From here on, one block: the last.
+# Rows are the numbers of the card, then the AUC of a probe that reads 1 or 16 numbers; columns are dictionaries and what stands in for one.
+# `n_broad` counts features that fire on more than a tenth of the tokens.
 # Principal components are dense, but $k$ of them are as many numbers as $k$ features; of the $k$ largest scores of each token the same is true, and they are as sparse.
 # Random directions keep the decoder they start with.
 # The untrained model has the same architecture and inputs, and weights that were never trained {cite}`heap2025random`.
@@ -223,7 +227,7 @@ display(Markdown(text))
 # With several times as many features as dimensions something is always near; so the null matches *scrambled* features, which keep how much of each lies along every principal component and take random signs.
 # A feature is called *robust* if both other seeds have it with a cosine above 0.7.
 
-# %% tags=["remove-stderr"] mystnb={"figure": {"caption": "Left: cosine of matched features between seeds, and with scrambled features; the dashed line is the threshold of 0.7. Right: mean cosine over seeds against the share of tokens on which a feature fires; the dashed line is the mean of the null.", "name": "fig-stability"}, "image": {"alt": "Histogram of the cosines of matched features beside those of scrambled features, and a scatter plot of stability against density."}}
+# %% tags=["remove-stderr"] mystnb={"figure": {"caption": "How many features come back with another seed. Left: cosine of matched features between seeds, and with scrambled features as the null; the dashed line is the threshold of 0.7. Right: mean cosine over seeds against the share of tokens on which a feature fires; the dashed line is the mean of the null.", "name": "fig-stability"}, "image": {"alt": "Few features come back, and those are the ones that fire often. Histogram of the cosines of matched features beside those of scrambled features, and a scatter plot of stability against density."}}
 stable = dictionaries.stability(study)
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
 plots.stability(stable.features, axes[0])
@@ -250,7 +254,7 @@ by_density.round(3)
 # Short runs, the same for all: 49,152 tokens, four epochs in batches of 512, step size and $k$ as given, dead features left to the auxiliary loss.
 # Points of other packages were computed beforehand on the same rows, with equal width, $k$, batch and steps and the best of several step sizes; they are shown only if the rows are the same.
 
-# %% tags=["remove-stderr"] mystnb={"figure": {"caption": "Variance unexplained against features per token on test rows, last block, short runs. Lines from dark to light are dictionaries of growing width; squares are the largest principal scores of each token. Diamonds and triangles are other packages on the same rows.", "name": "fig-front"}, "image": {"alt": "Line plot on logarithmic axes of FVU against L0 for several widths, Matryoshka, principal scores and two other packages."}}
+# %% tags=["remove-stderr"] mystnb={"figure": {"caption": "Variance unexplained against features per token on test rows, last block, short runs. Lines from dark to light are dictionaries of growing width; squares are the largest principal scores of each token. Diamonds and triangles are other packages on the same rows.", "name": "fig-front"}, "image": {"alt": "Error falls with the number of active features along nearly straight lines; at many active features principal scores overtake short dictionaries. Line plot on logarithmic axes of FVU against L0 for several widths, Matryoshka, principal scores and two other packages."}}
 front = dictionaries.front(study, last)
 rows = dictionaries.front_rows(study, last)
 peers = dictionaries.peer_front(rows)
@@ -316,7 +320,7 @@ pd.Series({layer: sae.provenance["gamma"] for layer, sae in saes.items()}).renam
 # The trainer subtracts the mean, so that its runs do not depend on $\gamma$.
 # Here it is fed rows with the mean left in, and with the mean stretched; dead features are left to the auxiliary loss.
 
-# %% tags=["remove-stderr"] mystnb={"figure": {"caption": "Left: share of features that no token selects at a random start, and that are dead after training, when the mean is left in; dashed: the same with centering. Middle and right: share of features silent for a tenth of an epoch, and error, in centered runs by how dead features are rescued.", "name": "fig-dead"}, "image": {"alt": "Left, two rising lines of dead features against gamma with a flat dashed line for centered training; then dead features and error over training steps for four ways of rescue."}}
+# %% tags=["remove-stderr"] mystnb={"figure": {"caption": "A mean that is left in kills features. Left: share of features that no token selects at a random start, and that are dead after training, when the mean is left in; dashed: the same with centering. Middle and right: share of features silent for a tenth of an epoch, and error, in centered runs by how dead features are rescued.", "name": "fig-dead"}, "image": {"alt": "Dead features rise with gamma when the mean is left in and stay few with centering. Lines against gamma; then dead features and error over training steps for four ways of rescue."}}
 choices = dictionaries.training_choices(study, last)
 figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
 plots.uncentered(choices.table, axes[0])
@@ -346,7 +350,7 @@ display(Markdown(text))
 # ## Nested dictionaries
 #
 # In a Matryoshka dictionary prefixes of the features reconstruct the stream on their own, which should keep a broad feature from being absorbed by narrow ones {cite}`bussmann2025matryoshka`.
-# First on the stream, three seeds of the short budget each; `n_broad` counts features that fire on more than a tenth of the tokens.
+# First on the stream, three seeds of the short budget each.
 
 # %% tags=["remove-stderr"]
 architectures = dictionaries.architectures(study, last)
@@ -359,7 +363,7 @@ summary.agg(["mean", "std"]).T.round(4)
 # Then where the truth is known: rows that are sparse sums of 192 directions in 64 dimensions, 8 active on average, in families of a parent and its children.
 # Recall of a parent is the share of its tokens on which the best matching feature fires: low where children have absorbed it.
 
-# %% tags=["remove-stderr"] mystnb={"figure": {"caption": "Recovery of a planted dictionary. Left and middle: mean over planted directions of the largest cosine with a feature, by k at the true width and by width at the true k. Right: Matryoshka minus BatchTopK, mean and 95 % interval over five worlds.", "name": "fig-planted"}, "image": {"alt": "Two line plots of mean largest cosine for BatchTopK and Matryoshka, and a dot plot of their differences in parent recall, parent F1 and cosine with intervals."}}
+# %% tags=["remove-stderr"] mystnb={"figure": {"caption": "Recovery of a planted dictionary. Left and middle: mean over planted directions of the largest cosine with a feature, by k at the true width and by width at the true k. Right: Matryoshka minus BatchTopK, mean and 95 % interval over five worlds.", "name": "fig-planted"}, "image": {"alt": "Matryoshka finds broad parents better where features are few, and single directions worse. Two line plots of mean largest cosine for BatchTopK and Matryoshka, and a dot plot of their differences in parent recall, parent F1 and cosine with intervals."}}
 worlds = dictionaries.world_recovery(study.run)
 parents = dictionaries.parent_recovery(worlds)
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.3))
@@ -415,8 +419,8 @@ read = {name: (own[f"{name}, 1"], sparse_pca[f"{name}, 1"]) for name in targets}
 easier = [name for name, (x, y) in read.items() if x > y]
 uncentered = choices.table[~choices.table["centered"]].iloc[0]
 takeaways = f"""
-- **How much is chance.** Matched features of two seeds have a mean cosine of {seeds["cosine"].mean():.2f}, scrambled ones {null["cosine"]:.2f}; {100 * seeds["share"].mean():.0f} % exceed 0.7 against {100 * null["share"]:.1f} %, and {100 * stable.features["robust"].mean():.0f} % are robust in three seeds. What later pages say of single features holds for this dictionary.
-- **What a low error shows.** The stream of an untrained model is described with FVU {controls.loc["untrained model", "fvu"]:.4f} against {own["fvu"]:.4f}, and principal scores, as many and as sparse, come to {sparse_pca["fvu"]:.4f}.
+- **How much is chance.** Matched features of two seeds have a mean cosine of {seeds["cosine"].mean():.2f}, scrambled ones {null["cosine"]:.2f}; {100 * seeds["share"].mean():.0f} % exceed 0.7 against {100 * null["share"]:.1f} %, and {100 * stable.features["robust"].mean():.0f} % are robust in three seeds. What later pages say of single features holds for this dictionary (*Which features come back*).
+- **What a low error shows.** The stream of an untrained model is described with FVU {controls.loc["untrained model", "fvu"]:.4f} against {own["fvu"]:.4f}, and principal scores, as many and as sparse, come to {sparse_pca["fvu"]:.4f} (*What a dictionary must beat*).
 - **One number.** Features are easier to read than principal components for {len(easier)} of {len(read)} targets; AUC from features and from components: {"; ".join(f"{name} {x:.2f} and {y:.2f}" for name, (x, y) in read.items())}.
 - **Dead features.** {100 * rare.min():.0f} to {100 * rare.max():.0f} % of features fire on less than a thousandth of the tokens, and the full run without restarts has FVU {controls.loc["no restarts", "fvu"]:.4f} against {own["fvu"]:.4f}.
 - Matryoshka and planted parents: recall is {"; ".join(found)}; the cosine of its directions with the planted ones differs by {cosine.min():+.3f} to {cosine.max():+.3f}.
