@@ -99,7 +99,7 @@ windows.groupby("split", sort=False).agg(
 #
 # A track is hidden in runs of tokens (128 bp each) and the model predicts the hidden signal, as in its training {cite}`javed2025epibert`.
 # With $y$ the measured and $\hat y$ the predicted signal of a token, the score is Pearson's $r$ between $\log(1 + y)$ and $\log(1 + \hat y)$.
-# `low` and `high` bound its 95 % interval, `n` counts tokens; the table holds means over lineages.
+# `low` and `high` bound its 95% interval, `n` counts tokens; the table holds means over lineages.
 #
 # Two rivals stand beside the model.
 # The *average track* predicts at each locus the mean of the other biosamples that the model was trained on: it knows the locus, but not the biosample.
@@ -118,7 +118,7 @@ scores.groupby(["tokens", "method"], sort=False)[
 # %% [markdown]
 # The same for every lineage: the farther right of the average track, the more the model knows of the biosample itself.
 
-# %% mystnb={"figure": {"caption": "How much better the model predicts hidden tokens than the average track, on chromosomes it was not trained on: all tokens (a) and tokens that differ between cell line and tissue (b). Markers are lineages; bars are 95 % intervals over resampled genomic blocks. The average track is the baseline, the noise ceiling the limit.", "name": "fig-masked"}, "image": {"alt": "In the simulated default the model lies between the average track and the noise ceiling, and is farthest from the former on differential tokens. Dot plots of Pearson correlation by method for all and for differential hidden tokens, with two variants that lack one input."}}
+# %% mystnb={"figure": {"caption": "How much better the model predicts hidden tokens than the average track, on chromosomes it was not trained on: all tokens (a) and tokens that differ between cell line and tissue (b). Markers are lineages; bars are 95% intervals over resampled genomic blocks. The average track is the baseline, the noise ceiling the limit.", "name": "fig-masked"}, "image": {"alt": "In the simulated default the model lies between the average track and the noise ceiling, and is farthest from the former on differential tokens. Dot plots of Pearson correlation by method for all and for differential hidden tokens, with two variants that lack one input."}}
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), sharey=True)
 for ax, tokens in zip(axes, ("all", "differential"), strict=True):
     figures_extraction.masked_scores(scores, tokens, ax)
@@ -229,7 +229,7 @@ ratio = streams["norm in_vivo"] / streams["norm in_vitro"] - 1
 takeaways = f"""
 - On tokens that differ between the contexts, the best predictor is **{best}** (r = {rivals["differential", best]:.2f}; *Is the model worth reading?*).
 - The mean of the stream is up to {streams["gamma"].max():.2f} times its spread, so dictionaries must center (*Residual streams*).
-- The mean norm of the stream differs between the contexts by at most {100 * ratio.abs().max():.0f} % (*Residual streams*).
+- The mean norm of the stream differs between the contexts by at most {100 * ratio.abs().max():.0f}% (*Residual streams*).
 """
 display(Markdown(takeaways))
 

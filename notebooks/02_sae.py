@@ -134,7 +134,7 @@ losses.assign(denominator=losses["loss_mean"] - losses["loss"]).round(3)
 
 # %% [markdown]
 # A threshold lets tokens of larger norm use more features, and a mere difference of norm between the contexts would then look like context features.
-# L0 per condition is the guard: a difference of more than 20 % is named, with its block.
+# L0 per condition is the guard: a difference of more than 20% is named, with its block.
 
 # %%
 spread = dictionaries.l0_spread(card)
@@ -143,10 +143,10 @@ for layer, line in spread.iterrows():
     print(
         f"block {layer}: L0 from {line['smallest']:.1f} ({line['least']}) to "
         f"{line['largest']:.1f} ({line['most']}), ratio {line['ratio']:.2f}"
-        + (" - WARNING, more than 20 %" if over else "")
+        + (" - WARNING, more than 20%" if over else "")
     )
 
-# %% mystnb={"figure": {"caption": "Does either context get more features than the other? Mean L0 (a) and FVU (b) of every biosample on test chromosomes; circles are cell lines, triangles tissues, and the contexts should overlap. Dashed: the L0 aimed at. Mind that the axes do not start at zero.", "name": "fig-card"}, "image": {"alt": "L0 and FVU of cell lines and tissues lie close together, relative to the 20 % that would be a warning. Scatter plots per block, one point per biosample, cell lines as circles and tissues as triangles."}}
+# %% mystnb={"figure": {"caption": "Does either context get more features than the other? Mean L0 (a) and FVU (b) of every biosample on test chromosomes; circles are cell lines, triangles tissues, and the contexts should overlap. Dashed: the L0 aimed at. Mind that the axes do not start at zero.", "name": "fig-card"}, "image": {"alt": "L0 and FVU of cell lines and tissues lie close together, relative to the 20% that would be a warning. Scatter plots per block, one point per biosample, cell lines as circles and tissues as triangles."}}
 contexts = dict(zip(study.design["biosample"], study.design["context"], strict=True))
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
 plots.card_by_biosample(card, "l0_mean", contexts, axes[0]).set_ylabel("mean L0")
@@ -163,7 +163,7 @@ plt.show()
 # %% tags=["hide-input"]
 rare = (features["density"] < 1e-3).groupby("layer").mean()
 text = f"""
-Few features are dead, but {100 * rare.min():.0f} to {100 * rare.max():.0f} % of them (by block) fire on less than one token in a thousand.
+Few features are dead, but {100 * rare.min():.0f} to {100 * rare.max():.0f}% of them (by block) fire on less than one token in a thousand.
 The share of dead features alone would hide that.
 """
 display(Markdown(text))
@@ -215,7 +215,7 @@ sparse_pca = controls.filter(like="largest", axis=0).iloc[0]
 text = f"""
 - Fresh seeds: FVU {fresh["fvu"].min():.4f} and {fresh["fvu"].max():.4f} against {own["fvu"]:.4f} of the study's own.
 - As many principal scores, the largest of each token, leave {sparse_pca["fvu"]:.4f}: {sparse_pca["fvu"] / own["fvu"]:.1f} times as much. The stream of the small model is only {study.model.config.d_model} wide.
-- Random directions leave {controls.loc["random directions", "fvu"]:.3f}; without restarts of dead features {controls.loc["no restarts", "fvu"]:.4f}, with {controls.loc["no restarts", "dead_percent"]:.0f} % of them dead.
+- Random directions leave {controls.loc["random directions", "fvu"]:.3f}; without restarts of dead features {controls.loc["no restarts", "fvu"]:.4f}, with {controls.loc["no restarts", "dead_percent"]:.0f}% of them dead.
 - The stream of the untrained model is described with FVU {controls.loc["untrained model", "fvu"]:.4f}. An error alone does not say what a model has learned. One number gives its context with AUC {controls.loc["untrained model", "context, 1"]:.2f}, and the class of a token with {controls.loc["untrained model", "token class, 1"]:.2f} against {own["token class, 1"]:.2f}.
 """
 display(Markdown(text))
@@ -340,9 +340,9 @@ choices.table.round(4)
 # %% tags=["hide-input"]
 rescued = choices.table[choices.table["centered"]].set_index("rescue")
 text = f"""
-- With both rescues the short run ends at FVU {rescued.loc["both", "fvu"]:.3f} with {rescued.loc["both", "dead_percent"]:.0f} % dead; with the auxiliary loss alone at {rescued.loc["auxiliary loss", "fvu"]:.3f} with {rescued.loc["auxiliary loss", "dead_percent"]:.0f} %; with neither at {rescued.loc["neither", "fvu"]:.3f} with {rescued.loc["neither", "dead_percent"]:.0f} %.
+- With both rescues the short run ends at FVU {rescued.loc["both", "fvu"]:.3f} with {rescued.loc["both", "dead_percent"]:.0f}% dead; with the auxiliary loss alone at {rescued.loc["auxiliary loss", "fvu"]:.3f} with {rescued.loc["auxiliary loss", "dead_percent"]:.0f}%; with neither at {rescued.loc["neither", "fvu"]:.3f} with {rescued.loc["neither", "dead_percent"]:.0f}%.
 - The nearest other feature has a median cosine of {rescued.loc["both", "decoder_cosine"]:.2f} with both rescues and {rescued.loc["auxiliary loss", "decoder_cosine"]:.2f} without starting anew: a cosine near 1 means copies.
-- In the full run the same choice is between FVU {own["fvu"]:.4f} with {own["dead_percent"]:.0f} % dead and {controls.loc["no restarts", "fvu"]:.4f} with {controls.loc["no restarts", "dead_percent"]:.0f} %.
+- In the full run the same choice is between FVU {own["fvu"]:.4f} with {own["dead_percent"]:.0f}% dead and {controls.loc["no restarts", "fvu"]:.4f} with {controls.loc["no restarts", "dead_percent"]:.0f}%.
 """
 display(Markdown(text))
 
@@ -363,7 +363,7 @@ summary.agg(["mean", "std"]).T.round(4)
 # Then where the truth is known: rows that are sparse sums of 192 directions in 64 dimensions, 8 active on average, in families of a parent and its children.
 # Recall of a parent is the share of its tokens on which the best matching feature fires: low where children have absorbed it.
 
-# %% tags=["remove-stderr"] mystnb={"figure": {"caption": "Recovery of a planted dictionary. Left and middle: mean over planted directions of the largest cosine with a feature, by k at the true width and by width at the true k. Right: Matryoshka minus BatchTopK, mean and 95 % interval over five worlds.", "name": "fig-planted"}, "image": {"alt": "Matryoshka finds broad parents better where features are few, and single directions worse. Two line plots of mean largest cosine for BatchTopK and Matryoshka, and a dot plot of their differences in parent recall, parent F1 and cosine with intervals."}}
+# %% tags=["remove-stderr"] mystnb={"figure": {"caption": "Recovery of a planted dictionary. Left and middle: mean over planted directions of the largest cosine with a feature, by k at the true width and by width at the true k. Right: Matryoshka minus BatchTopK, mean and 95% interval over five worlds.", "name": "fig-planted"}, "image": {"alt": "Matryoshka finds broad parents better where features are few, and single directions worse. Two line plots of mean largest cosine for BatchTopK and Matryoshka, and a dot plot of their differences in parent recall, parent F1 and cosine with intervals."}}
 worlds = dictionaries.world_recovery(study.run)
 parents = dictionaries.parent_recovery(worlds)
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.3))
@@ -419,13 +419,13 @@ read = {name: (own[f"{name}, 1"], sparse_pca[f"{name}, 1"]) for name in targets}
 easier = [name for name, (x, y) in read.items() if x > y]
 uncentered = choices.table[~choices.table["centered"]].iloc[0]
 takeaways = f"""
-- **How much is chance.** Matched features of two seeds have a mean cosine of {seeds["cosine"].mean():.2f}, scrambled ones {null["cosine"]:.2f}; {100 * seeds["share"].mean():.0f} % exceed 0.7 against {100 * null["share"]:.1f} %, and {100 * stable.features["robust"].mean():.0f} % are robust in three seeds. What later pages say of single features holds for this dictionary (*Which features come back*).
+- **How much is chance.** Matched features of two seeds have a mean cosine of {seeds["cosine"].mean():.2f}, scrambled ones {null["cosine"]:.2f}; {100 * seeds["share"].mean():.0f}% exceed 0.7 against {100 * null["share"]:.1f}%, and {100 * stable.features["robust"].mean():.0f}% are robust in three seeds. What later pages say of single features holds for this dictionary (*Which features come back*).
 - **What a low error shows.** The stream of an untrained model is described with FVU {controls.loc["untrained model", "fvu"]:.4f} against {own["fvu"]:.4f}, and principal scores, as many and as sparse, come to {sparse_pca["fvu"]:.4f} (*What a dictionary must beat*).
 - **One number.** Features are easier to read than principal components for {len(easier)} of {len(read)} targets; AUC from features and from components: {"; ".join(f"{name} {x:.2f} and {y:.2f}" for name, (x, y) in read.items())}.
-- **Dead features.** {100 * rare.min():.0f} to {100 * rare.max():.0f} % of features fire on less than a thousandth of the tokens, and the full run without restarts has FVU {controls.loc["no restarts", "fvu"]:.4f} against {own["fvu"]:.4f}.
+- **Dead features.** {100 * rare.min():.0f} to {100 * rare.max():.0f}% of features fire on less than a thousandth of the tokens, and the full run without restarts has FVU {controls.loc["no restarts", "fvu"]:.4f} against {own["fvu"]:.4f}.
 - Matryoshka and planted parents: recall is {"; ".join(found)}; the cosine of its directions with the planted ones differs by {cosine.min():+.3f} to {cosine.max():+.3f}.
-- The dictionaries leave {100 * everything["fvu"].min():.1f} to {100 * everything["fvu"].max():.1f} % of the variance of held-out streams unexplained and, spliced back, recover {100 * everything["recovered"].min():.1f} to {100 * everything["recovered"].max():.1f} % of the prediction loss ({100 * everything["recovered_hidden"].min():.1f} to {100 * everything["recovered_hidden"].max():.1f} % on hidden tokens). Two fresh seeds of the last block leave {100 * fresh["fvu"].min():.2f} and {100 * fresh["fvu"].max():.2f} %, the study's own {100 * own["fvu"]:.2f} %.
-- L0 differs between conditions by a factor of at most {spread["ratio"].max():.2f}. With the mean left in, {uncentered["dead_percent"]:.0f} % of features would be dead after a short run at $\\gamma$ = {uncentered["gamma"]:.1f}.
+- The dictionaries leave {100 * everything["fvu"].min():.1f} to {100 * everything["fvu"].max():.1f}% of the variance of held-out streams unexplained and, spliced back, recover {100 * everything["recovered"].min():.1f} to {100 * everything["recovered"].max():.1f}% of the prediction loss ({100 * everything["recovered_hidden"].min():.1f} to {100 * everything["recovered_hidden"].max():.1f}% on hidden tokens). Two fresh seeds of the last block leave {100 * fresh["fvu"].min():.2f} and {100 * fresh["fvu"].max():.2f}%, the study's own {100 * own["fvu"]:.2f}%.
+- L0 differs between conditions by a factor of at most {spread["ratio"].max():.2f}. With the mean left in, {uncentered["dead_percent"]:.0f}% of features would be dead after a short run at $\\gamma$ = {uncentered["gamma"]:.1f}.
 """
 display(Markdown(takeaways))
 

@@ -81,7 +81,7 @@ print(study.description)
 # - *Paired over blocks*: the same windows compared between the contexts, their differences averaged within genomic blocks; corrected for many tests by Bonferroni, or by sign flips (max-T).
 # - *E1*: called in all lineages together or in any of them, and how many of these are *not driven by the motif activity*.
 # - *Motif activity held*: scored again with one motif activity for both contexts; *at equal signal too* adjusts for the height of the track besides.
-# - *Placebo*: the same rule between replicates of one context, where every call is false; and the features that such replicates match at most 5 % of the time.
+# - *Placebo*: the same rule between replicates of one context, where every call is false; and the features that such replicates match at most 5% of the time.
 # - *E3*: contexts against the variation between replicate biosamples.
 #
 # Counts need not fall from row to row: a stricter question can also have more power.
@@ -260,7 +260,7 @@ print(
     f"last over first block: {ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
 )
 
-# %% mystnb={"figure": {"caption": "Does context grow along the model? Features called at equal numbers of tests with 95 % intervals, and with the motif activity held (a); AUC of a linear probe, by what was held out from its training (b); length of the mean difference of the streams (c).", "name": "fig-layers"}, "image": {"alt": "In the simulated default, no curve rises with depth, and the probe is perfect from the first block on. Three panels over the blocks of the model."}}
+# %% mystnb={"figure": {"caption": "Does context grow along the model? Features called at equal numbers of tests with 95% intervals, and with the motif activity held (a); AUC of a linear probe, by what was held out from its training (b); length of the mean difference of the streams (c).", "name": "fig-layers"}, "image": {"alt": "In the simulated default, no curve rises with depth, and the probe is perfect from the first block on. Three panels over the blocks of the model."}}
 if curve is not None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4))
     divergence.layer_curves(curve.table, counts["E1, held"], probes, lengths, axes)
@@ -312,7 +312,7 @@ columns += ["q_placebo"] if "q_placebo" in left else []
 print(f"{len(left)} features are left; the strongest ten:")
 tables.feature_table(strongest[[*columns, "log2_fold"]].head(10))
 
-# %% mystnb={"figure": {"caption": "What holding the motif activity does to the ten strongest features: standardized paired effects as measured and with it held, with 95 % intervals over genomic blocks. An effect that changes sign was made by the motif activity.", "name": "fig-effects"}, "image": {"alt": "In the simulated default, effects with the motif activity held are of another size, some of another sign, than as measured. Dots with horizontal intervals, two per feature."}}
+# %% mystnb={"figure": {"caption": "What holding the motif activity does to the ten strongest features: standardized paired effects as measured and with it held, with 95% intervals over genomic blocks. An effect that changes sign was made by the motif activity.", "name": "fig-effects"}, "image": {"alt": "In the simulated default, effects with the motif activity held are of another size, some of another sign, than as measured. Dots with horizontal intervals, two per feature."}}
 if len(strongest):
     divergence.effects(strongest.head(10))
     plt.show()

@@ -88,7 +88,7 @@ evidence.counts.round(2)
 # These are the calls of page 03, block by block of the model.
 # `tested` features could be tested; `E1` differ between these tracks, `E3` between cell lines and tissues of these lineages, seen against replicates.
 # `motif-driven` counts those of E1 that differ mainly through the motif activity, `motif_share` is its part of their effect; *held* is with one motif activity for both contexts of a lineage, *partial* at equal signal of the window.
-# `placebo, held` is the mean number of false calls between replicates, `q_placebo` the number of features that replicates match at most 5 % of the time.
+# `placebo, held` is the mean number of false calls between replicates, `q_placebo` the number of features that replicates match at most 5% of the time.
 
 # %% [markdown]
 # ## False calls by unit of replication
@@ -158,18 +158,18 @@ plt.show()
 # ## What a design can find
 #
 # The price of honest units is power.
-# $d_z$ is the mean difference over blocks in units of its standard deviation between blocks; the table gives the smallest that is found with a power of 80 %.
+# $d_z$ is the mean difference over blocks in units of its standard deviation between blocks; the table gives the smallest that is found with a power of 80%.
 
 # %%
 sizes = (22, 40, len(set(genomic)), 100, 280, 570)
 n_tests = 4096
 detectable = pd.Series(
     {b: calibration.detectable_effect(b, n_tests=n_tests) for b in sorted(set(sizes))},
-    name=f"d_z found with 80 % power, Bonferroni over {n_tests}",
+    name=f"d_z found with 80% power, Bonferroni over {n_tests}",
 )
 detectable.rename_axis("genomic blocks").round(2).to_frame()
 
-# %% mystnb={"figure": {"caption": "More genomic blocks make smaller effects visible: power of the paired block test after Bonferroni over 4,096 features, by standardized effect. Dashed: a power of 80 %.", "name": "fig-power"}, "image": {"alt": "Power curves rise from 0 to 1; more blocks shift them to smaller effects."}}
+# %% mystnb={"figure": {"caption": "More genomic blocks make smaller effects visible: power of the paired block test after Bonferroni over 4,096 features, by standardized effect. Dashed: a power of 80%.", "name": "fig-power"}, "image": {"alt": "Power curves rise from 0 to 1; more blocks shift them to smaller effects."}}
 drawn.power_curves(detectable.index, n_tests=n_tests)
 plt.show()
 
@@ -293,7 +293,7 @@ guard = confounders.norm_guard(stages.read_cards(study), study.design)
 n_called = int((table["p_bonferroni"] <= 0.05).sum())
 print(f"called at block {last}: {n_called}; at equal signal: {partial['called'].sum()}")
 print(
-    f"norm or L0 differ by more than 20 % in {guard['flag'].sum()} of {len(guard)} pairs"
+    f"norm or L0 differ by more than 20% in {guard['flag'].sum()} of {len(guard)} pairs"
 )
 guard[guard["layer"] == last].round(3)
 
@@ -366,7 +366,7 @@ if replicated:
     display(
         Markdown(
             f"In **{beaten:.0%}** of the placebo contrasts at least as many features are called as between the contexts. Unless this share is small, the E1 count with the motif activity held is no evidence of context: replicates give as much. "
-            f"**{total['q_placebo']:.0f}** features have a placebo rate of at most 5 %. "
+            f"**{total['q_placebo']:.0f}** features have a placebo rate of at most 5%. "
             f"E3 learns from the replicates how much each feature varies, and calls **{total['E3, held']:.0f}**."
         )
     )
@@ -525,7 +525,7 @@ print("all hold")
 
 # %% tags=["hide-input"]
 lines = [
-    f"- Without any effect, tests over tokens reject {share.loc['token', 'no effect']:.0%} of true null hypotheses at 5 %, tests over genomic blocks {share.loc['block', 'no effect']:.1%}; once biosamples vary, blocks reject {share.loc['block', 'noise of biosamples']:.0%} and biosamples {share.loc['biosample', 'noise of biosamples']:.1%} (*False calls by unit of replication*)."
+    f"- Without any effect, tests over tokens reject {share.loc['token', 'no effect']:.0%} of true null hypotheses at 5%, tests over genomic blocks {share.loc['block', 'no effect']:.1%}; once biosamples vary, blocks reject {share.loc['block', 'noise of biosamples']:.0%} and biosamples {share.loc['biosample', 'noise of biosamples']:.1%} (*False calls by unit of replication*)."
 ]
 if replicated:
     lines += [

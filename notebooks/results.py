@@ -77,8 +77,8 @@ print(f"EpiBERT of {n_parameters:,} parameters, {len(study.model.blocks)} blocks
 what = study.description if study.truth is not None else "Measured data"
 caption = (
     f"{what}: {', '.join(study.lineages)}; a model of {n_parameters:,} parameters. "
-    "Thick lines are 95 % intervals; a count has none, the placebo shows its range. "
-    "Every number here is computed when the book is built."
+    "Thick lines: 95% intervals (between replicates: the range). "
+    "All numbers are computed in the build."
 )
 shown = HTML(overview.overview_html(answers.answers(study), caption))
 # The first page of the book shows this output, which it finds by the name.
@@ -107,7 +107,7 @@ display(Markdown("\n".join(lines + note) or "Every claim below came out."))
 # %% [markdown]
 # ## All claims
 #
-# Square brackets hold 95 % intervals from resampled genomic blocks of chromosomes that were not used to choose anything.
+# Square brackets hold 95% intervals from resampled genomic blocks of chromosomes that were not used to choose anything.
 # `d_z` is the mean effect in units of its standard deviation over windows; $p$ compares with matched random sets of features.
 
 # %% tags=["hide-input"]

@@ -47,7 +47,7 @@ class Answer(NamedTuple):
         Of the values.
     table : pandas.DataFrame
         ``label``, ``kind`` (a color of `helpers.figures.COLORS`), ``value``, ``low``
-        and ``high`` (95 %; missing where a count has no interval).
+        and ``high`` (95%; missing where a count has no interval).
     """
 
     question: str
@@ -157,18 +157,18 @@ def steered_answer(
     first, last = ("cell line", "tissue") if contrast == CONTEXTS else contrast
     verdict = (
         f"{'In part' if own['low'] > 0 else 'Not for sure'}: the features that differ "
-        f"most close {value['context features']:.1f} % ({100 * own['low']:.1f} to "
+        f"most close {_percent(own['estimate'])} ({100 * own['low']:.1f} to "
         f"{100 * own['high']:.1f}) of the gap from {first} to {last}, as many random "
-        f"ones {value['as many random features']:.1f} %. "
+        f"ones {_percent(value['as many random features'] / 100)}. "
     )
     if "features chosen by effect" in value:
-        verdict += f"Chosen by effect, {value['features chosen by effect']:.1f} %. "
+        chosen = _percent(value["features chosen by effect"] / 100)
+        verdict += f"Chosen by effect, {chosen}. "
     simple = table.loc[table["kind"] == "baseline", "label"]
     verdict += "Without a dictionary: " + ", ".join(
-        f"{value[label]:.1f} % by the {label}" for label in simple
+        f"{_percent(value[label] / 100)} by the {label}" for label in simple
     )
-    verdict = verdict.replace("-", "−") + "."
-    return Answer("Does it use it?", verdict, "gap closed, %", table)
+    return Answer("Does it use it?", f"{verdict}.", "gap closed, %", table)
 
 
 def named_answer(shares: pd.DataFrame) -> Answer:
@@ -188,13 +188,13 @@ def named_answer(shares: pd.DataFrame) -> Answer:
     table = _numeric(pd.DataFrame(rows, columns=_COLUMNS))
     value = table.set_index("label")["value"]
     beside = " and ".join(
-        f"{value[label]:.0f} % of {label}"
+        f"{value[label]:.0f}% of {label}"
         for label, kind in zip(table["label"], table["kind"], strict=True)
         if kind != "sae"
     )
     verdict = (
         f"{'In part' if value['context features'] else 'No'}: "
-        f"{value['context features']:.0f} % of context features fire where a known "
+        f"{value['context features']:.0f}% of context features fire where a known "
         f"motif is, more often than chance allows; so do {beside}. "
         "The others stay unnamed."
     )
@@ -203,3 +203,7 @@ def named_answer(shares: pd.DataFrame) -> Answer:
 
 def _numeric(table: pd.DataFrame) -> pd.DataFrame:
     return table.astype(dict.fromkeys(["value", "low", "high"], float))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%".replace("-", "\N{MINUS SIGN}")
