@@ -52,7 +52,8 @@ def steered(**changed):
 
 def trainings(low=0.03):
     own = {"method": "SAE", "estimate": 0.05, "low": low, "high": 0.07}
-    return pd.DataFrame([own])
+    chosen = {"method": "SAE, output-filtered", "estimate": 0.33}
+    return pd.DataFrame([own, chosen | {"low": 0.3, "high": 0.36}])
 
 
 def shares():
@@ -81,9 +82,9 @@ def test_called_answer_without_replicates_claims_no_placebo():
     assert answer.verdict.endswith("nobody knows how many would by chance.")
 
 
-def test_steered_answer_reads_pooled_rows_of_one_direction_in_percent():
+def test_steered_answer_prefers_trainings_to_pooled_rows_and_is_in_percent():
     answer = steered_answer(steered(), trainings())
-    np.testing.assert_allclose(answer.table["value"], [5, -2, 30, 17, 29])
+    np.testing.assert_allclose(answer.table["value"], [5, -2, 33, 17, 29])
     assert answer.verdict.startswith(
         "In part: the features that differ most close 5.0%"
     )

@@ -134,7 +134,7 @@ def steered_answer(
     steered : pandas.DataFrame
         From `helpers.causal.steering`.
     trainings : pandas.DataFrame
-        From `helpers.causal.seed_spread`.
+        From `helpers.causal.seed_spread`; taken for the methods that it holds.
     contrast : tuple of str
         What the two contexts stand for.
     """
@@ -143,13 +143,14 @@ def steered_answer(
         & (steered["direction"] == "vitro-to-vivo")
         & (steered["tokens"] == "all")
     ].set_index("method")
-    own = trainings.set_index("method").loc["SAE"]
-    rows = [("context features", "sae", own["estimate"], own["low"], own["high"])]
-    rows += [
-        (*named, *pooled.loc[method, ["gc2", "low", "high"]])
-        for method, named in _STEERED.items()
-        if method in pooled.index
-    ]
+    over_seeds = trainings.set_index("method")[["estimate", "low", "high"]]
+    own = over_seeds.loc["SAE"]
+    rows = [("context features", "sae", *own)]
+    for method, named in _STEERED.items():
+        if method in over_seeds.index:
+            rows.append((*named, *over_seeds.loc[method]))
+        elif method in pooled.index:
+            rows.append((*named, *pooled.loc[method, ["gc2", "low", "high"]]))
     table = pd.DataFrame(rows, columns=_COLUMNS)
     table[["value", "low", "high"]] *= 100
     table = _numeric(table)
