@@ -434,6 +434,7 @@ display(Markdown(takeaways))
 # ## Limits
 #
 # - The settings were tuned on `test` windows of the default data; fresh seeds share the windows, though not the tuning.
+# - The same seed gives the same dictionary only with the same number of threads: another number adds in another order, and training makes a different dictionary of the rounding. Take the spread over seeds for the spread over machines.
 # - Seeds, controls and the front look at one block, and the front at short runs: longer ones move all its points down.
 # - Dictionaries were trained on streams of whole tracks, and are scored with hidden tokens only as a check.
 # - A low FVU says that the stream is described, not that features are what the model computes with; page 04 tests that.
