@@ -102,7 +102,7 @@ ladder.astype(dict.fromkeys(numbers, float)).round().astype(
     dict.fromkeys(numbers, "Int64")
 )
 
-# %% mystnb={"figure": {"caption": "What is left of the naive count, objection by objection, at each block of the model; in brackets, what is counted as independent. Gray: the same rule applied to replicates of one context, where every call is false. A row that does not exceed it is no evidence.", "name": "fig-claims"}, "image": {"alt": "In the simulated default, most calls of the naive and of the paired score disappear once the motif activity is held; what is left is about as much as replicates of one context give. Dots by block of the model for each claim."}}
+# %% mystnb={"figure": {"caption": "What is left of the naive count, objection by objection, at each block of the model; in brackets, what is counted as independent. Gray: the same rule applied to replicates of one context, where every call is false; as many by the same rule, E1 with the motif activity held, are no evidence of context.", "name": "fig-claims"}, "image": {"alt": "In the simulated default, most calls of the naive and of the paired score disappear once the motif activity is held; what is left is about as much as replicates of one context give. Dots by block of the model for each claim."}}
 divergence.claims(ladder)
 plt.show()
 

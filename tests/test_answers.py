@@ -76,6 +76,13 @@ def test_called_answer_says_yes_only_if_the_track_drives_most_features():
     assert called_answer(*evidence(driven=80)).verdict.startswith("Yes: of 200")
 
 
+def test_called_answer_says_no_if_nothing_is_called():
+    ladder, counts, placebo = evidence()
+    answer = called_answer(ladder, counts * 0, placebo)
+    assert answer.verdict.startswith("No:")
+    assert list(answer.table["value"]) == [300, 0, 0]
+
+
 def test_called_answer_without_replicates_claims_no_placebo():
     answer = called_answer(*evidence(replicates=False))
     assert list(answer.table["value"]) == [300, 200, 40]

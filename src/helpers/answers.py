@@ -63,7 +63,7 @@ def answers(study: Study) -> list[Answer]:
     -------
     list of Answer
         Does the model know, use, and show the difference between the contexts. The last
-        is missing for data without motifs.
+        is missing where no feature could be tested for motifs.
     """
     evidence = gather_evidence(study)
     ladder = claim_ladder(score_context(study), evidence)
@@ -73,9 +73,9 @@ def answers(study: Study) -> list[Answer]:
         called_answer(ladder, evidence.counts, evidence.placebo),
         steered_answer(steering(study), trainings, study.dataset.tissues[0].contrast),
     ]
-    annotation = annotate(study)
-    if "motif" not in annotation.skipped:
-        found.append(named_answer(null_shares(annotation)))
+    shares = null_shares(annotate(study))
+    if ("motif", "called") in set(zip(shares["level"], shares["set"], strict=True)):
+        found.append(named_answer(shares))
     return found
 
 
@@ -97,7 +97,11 @@ def called_answer(
         ("genomic blocks as replicates", "sae", total["E1"], *unknown),
         ("the same, one input held", "sae", total["E1, held"], *unknown),
     ]
-    share = total["motif-driven"] / total["E1"] if total["E1"] else 0.0
+    if not total["E1"]:
+        table = _numeric(pd.DataFrame(rows, columns=_COLUMNS))
+        verdict = "No: no feature differs with genomic blocks as replicates."
+        return Answer("Does it know?", verdict, "features that differ", table)
+    share = total["motif-driven"] / total["E1"]
     verdict = (
         f"{'Mostly what it is told' if share > 0.5 else 'Yes'}: of {total['E1']:,.0f} "
         f"features that differ, {share:.0%} follow the motif activity, an input that "
@@ -158,8 +162,8 @@ def steered_answer(
     first, last = ("cell line", "tissue") if contrast == CONTEXTS else contrast
     verdict = (
         f"{'In part' if own['low'] > 0 else 'Not for sure'}: the features that differ "
-        f"most close {_percent(own['estimate'])} ({100 * own['low']:.1f} to "
-        f"{100 * own['high']:.1f}) of the gap from {first} to {last}, as many random "
+        f"most close {_percent(own['estimate'])} ({_number(100 * own['low'])} to "
+        f"{_number(100 * own['high'])}) of the gap from {first} to {last}, as many random "
         f"ones {_percent(value['as many random features'] / 100)}. "
     )
     if "features chosen by effect" in value:
@@ -207,4 +211,8 @@ def _numeric(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%".replace("-", "\N{MINUS SIGN}")
+    return f"{_number(100 * share)}%"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}".replace("-", "\N{MINUS SIGN}")
