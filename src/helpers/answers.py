@@ -163,8 +163,8 @@ def steered_answer(
     verdict = (
         f"{'In part' if own['low'] > 0 else 'Not for sure'}: the features that differ "
         f"most close {_percent(own['estimate'])} ({_number(100 * own['low'])} to "
-        f"{_number(100 * own['high'])}) of the gap from {first} to {last}, as many random "
-        f"ones {_percent(value['as many random features'] / 100)}. "
+        f"{_number(100 * own['high'])}) of the gap from {first} to {last}, "
+        f"as many random ones {_percent(value['as many random features'] / 100)}. "
     )
     if "features chosen by effect" in value:
         chosen = _percent(value["features chosen by effect"] / 100)
