@@ -127,7 +127,9 @@ def test_overview_html_has_no_fixed_ink_and_names_every_value_for_those_who_list
     found = [called_answer(*evidence()), named_answer(shares())]
     html = overview_html(found, "what <these> data are")
     assert html.count("<svg") == 2 and "#262626" not in html
-    assert "currentColor" in html and "what &lt;these&gt; data are" in html
+    assert "<metadata>" not in html and "currentColor" in html
+    assert overview_html(found, "what <these> data are") == html  # nothing random
+    assert "what &lt;these&gt; data are" in html
     spoken = re.findall(r'aria-label="([^"]+)"', html)
     assert "windows as replicates 300.0;" in spoken[0]
     assert "context features 50.0 (25.0 to 60.0)" in spoken[1]

@@ -17,6 +17,7 @@ from helpers.figures.style import COLORS, new_axes
 __all__ = ["answer_panel", "overview_html"]
 
 _MARKERS = {"sae": "o", "baseline": "s", "control": "D"}
+_NONE = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # no date in a page
 _INK = "#262626"  # text and axes; becomes the color of the surrounding page
 
 
@@ -98,7 +99,7 @@ def _inline_svg(answer: Answer) -> str:
     with mpl.rc_context(options):
         ax = answer_panel(answer)
         written = io.StringIO()
-        ax.figure.savefig(written, format="svg", transparent=True)
+        ax.figure.savefig(written, format="svg", transparent=True, metadata=_NONE)
         plt.close(ax.figure)
     drawing = written.getvalue()
     drawing = drawing[drawing.index("<svg") :].replace(_INK, "currentColor")
