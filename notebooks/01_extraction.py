@@ -4,7 +4,9 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/chromatin-context/blob/main/notebooks/01_extraction.ipynb)
 #
 # Does a chromatin model predict accessibility well enough for its inner state to be worth reading?
-# This page measures that on hidden tokens, then keeps the residual stream of every block for every window of every biosample.
+# This page measures that on hidden stretches of the track, then keeps the residual stream, the state that the model hands from block to block, for every window of every biosample.
+#
+# Words that are new to you are in the [glossary](../book/glossary.md).
 #
 # **Objectives**
 #
@@ -32,7 +34,7 @@ if importlib.util.find_spec("helpers") is None:  # a fresh runtime, such as Cola
 # Change these and run all; papermill sets them from outside.
 
 # %% tags=["parameters"]
-run: str = "_build/runs/simulated"  # folder of artefacts
+run: str = "_build/runs/simulated"  # folder of artifacts
 data: str = "simulated"  # or "encode", a tissue file, or a folder of them
 tissues: list = []  # which of them; all if empty
 blocks: list = []  # transformer blocks; all if empty
@@ -73,11 +75,16 @@ print(study.description)
 # %% [markdown]
 # ## What goes in
 #
-# A window of sequence, the accessibility track of one biosample in bins of 4 bp, and one vector of motif activity for the whole biosample.
+# The model reads three things: a window of sequence, the accessibility track of one biosample in bins of 4 bp, and one vector of *motif activity* for the whole biosample, which says how enriched each motif is in its peaks.
 # The table lists the biosamples: each lineage is a pair, a cell line *in vitro* and a tissue *in vivo*.
+# `replicate` 0 are the two biosamples of the pair; `seen_in_training` tells whether the model has learned from a biosample.
 
 # %%
 study.dataset.biosamples
+
+# %% [markdown]
+# Windows lie on chromosomes, and every chromosome has one task.
+# `blocks` counts genomic blocks: neighboring windows, which later pages resample together.
 
 # %%
 windows = study.dataset.windows
@@ -88,17 +95,21 @@ windows.groupby("split", sort=False).agg(
 )
 
 # %% [markdown]
-# Chromosomes are split once and for all.
 # Dictionaries are trained and features chosen on `select`, strengths are tuned on `tune`, and every effect is reported on `test`.
 #
 # ## Is the model worth reading?
 #
 # A track is hidden in runs of tokens (128 bp each) and the model predicts the hidden signal, as in its training {cite}`javed2025epibert`.
 # With $y$ the measured and $\hat y$ the predicted signal of a token, the score is Pearson's $r$ between $\log(1 + y)$ and $\log(1 + \hat y)$.
-# Two rivals stand beside it.
+# `low` and `high` bound its 95% interval, `n` counts tokens; the table holds means over lineages.
+#
+# Two rivals stand beside the model.
 # The *average track* predicts at each locus the mean of the other biosamples that the model was trained on: it knows the locus, but not the biosample.
 # The *noise ceiling* is the expected signal of the simulator, which nothing can beat because only count noise is left; it is absent for real data.
-# Two variants lose one input: *no motif activity* gives every biosample the same mean vector, *no neighbors* hides the whole track.
+# Two variants of the model lose one input: *no motif activity* gives every biosample the same mean vector, *no neighbors* hides the whole track.
+#
+# *Differential* tokens are those whose measured signal differs at least threefold between the two contexts of a lineage.
+# They are what this book is about, and the average track cannot know them.
 
 # %% tags=["remove-stderr"]
 scores = masked.masked_scores(study)
@@ -107,10 +118,9 @@ scores.groupby(["tokens", "method"], sort=False)[
 ].mean().round(3)
 
 # %% [markdown]
-# Differential tokens are those whose measured signal differs at least threefold between the two contexts of a lineage.
-# They are what this book is about, and the average track cannot know them.
+# The same for every lineage: the farther right of the average track, the more the model knows of the biosample itself.
 
-# %% mystnb={"figure": {"caption": "Correlation of predicted and measured signal on hidden tokens of held-out chromosomes, for all tokens (left) and for tokens that differ between cell line and tissue (right). Markers are lineages; bars are 95 % intervals over resampled genomic blocks. The average track is the baseline, the noise ceiling the limit.", "name": "fig-masked"}, "image": {"alt": "Dot plot of Pearson correlation by method for all and for differential hidden tokens; methods are the model, two variants without one input, the average track and the noise ceiling."}}
+# %% mystnb={"figure": {"caption": "How much better the model predicts hidden tokens than the average track, on chromosomes it was not trained on: all tokens (a) and tokens that differ between cell line and tissue (b). Markers are lineages; bars are 95% intervals over resampled genomic blocks. The average track is the baseline, the noise ceiling the limit.", "name": "fig-masked"}, "image": {"alt": "In the simulated default the model lies between the average track and the noise ceiling, and is farthest from the former on differential tokens. Dot plots of Pearson correlation by method for all and for differential hidden tokens, with two variants that lack one input."}}
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), sharey=True)
 for ax, tokens in zip(axes, ("all", "differential"), strict=True):
     figures_extraction.masked_scores(scores, tokens, ax)
@@ -154,7 +164,7 @@ plt.show()
 # %% [markdown]
 # ## Residual streams
 #
-# Each transformer block adds to a stream of vectors, one per token.
+# Each transformer block adds to a stream of vectors, one per token of 128 bp.
 # Nothing bypasses it: the prediction is a function of the stream after the last block alone.
 # The stream after every block is kept in half precision, checksummed, window by window, so an interrupted extraction goes on where it stopped.
 # The sequence tower does not depend on the biosample and runs once per window.
@@ -173,7 +183,8 @@ if precision == "bfloat16":
 
 # %% [markdown]
 # A mean far from zero makes dictionary features die in training, which is why dictionaries center their input (page 02).
-# $\gamma = \lVert\mu\rVert / \lVert\sigma\rVert$ measures it; the norm per context is a first look at whether the contexts differ in sheer size.
+# $\gamma = \lVert\mu\rVert / \lVert\sigma\rVert$ measures it, with $\mu$ the mean and $\sigma$ the standard deviation of every coordinate over tokens.
+# `norm` is the mean length of the vectors of a context: a first look at whether the contexts differ in sheer size.
 
 # %% tags=["remove-stderr"]
 context = study.design["context"].to_numpy()
@@ -218,9 +229,9 @@ rivals = mean.drop("noise ceiling", level="method", errors="ignore")
 best = rivals["differential"].idxmax()
 ratio = streams["norm in_vivo"] / streams["norm in_vitro"] - 1
 takeaways = f"""
-- On tokens that differ between the contexts, the best predictor is **{best}** (r = {rivals["differential", best]:.2f}).
-- The mean of the stream is up to {streams["gamma"].max():.2f} times its spread, so dictionaries must center.
-- The mean norm of the stream differs between the contexts by at most {100 * ratio.abs().max():.0f} %.
+- On tokens that differ between the contexts, the best predictor is **{best}** (r = {rivals["differential", best]:.2f}; *Is the model worth reading?*).
+- The mean of the stream is up to {streams["gamma"].max():.2f} times its spread, so dictionaries must center (*Residual streams*).
+- The mean norm of the stream differs between the contexts by at most {100 * ratio.abs().max():.0f}% (*Residual streams*).
 """
 display(Markdown(takeaways))
 

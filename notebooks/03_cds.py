@@ -6,6 +6,8 @@
 # Which features tell a cell line from a tissue, and which only seem to?
 # This page scores every feature of every block with the plain t-statistic of the published work and with a score that respects how the data were sampled, takes the differences apart by the input they come through, and hands on what is left.
 #
+# Words that are new to you are in the [glossary](../book/glossary.md).
+#
 # **Objectives**
 #
 # - See what the naive score would have claimed, and what is left after each objection.
@@ -33,7 +35,7 @@ if importlib.util.find_spec("helpers") is None:  # a fresh runtime, such as Cola
 # Change these and run all; papermill sets them from outside.
 
 # %% tags=["parameters"]
-run: str = "_build/runs/simulated"  # folder of artefacts
+run: str = "_build/runs/simulated"  # folder of artifacts
 data: str = "simulated"  # or "encode", a tissue file, or a folder of them
 tissues: list = []  # which of them; all if empty
 blocks: list = []  # transformer blocks; all if empty
@@ -74,7 +76,17 @@ print(study.description)
 # %% [markdown]
 # ## What does not hold
 #
-# Each row of this table claims the same thing, *these features differ between cell line and tissue*, with one objection more than the row above.
+# Each row of this table counts features of which the same could be said, *they differ between cell line and tissue*, and meets an objection that the rows above it do not.
+# Columns `0`, `1`, … are blocks of the model; `replicates` is what the row takes for independent.
+#
+# - *Naive t*: all windows of tissues against all windows of cell lines.
+# - *Paired over blocks*: the same windows compared between the contexts, their differences averaged within genomic blocks; corrected for many tests by Bonferroni, or by sign flips (max-T).
+# - *E1*: called in all lineages together or in any of them, and how many of these are *not driven by the motif activity*.
+# - *Motif activity held*: scored again with one motif activity for both contexts; *at equal signal too* adjusts for the height of the track besides.
+# - *Placebo*: the same rule between replicates of one context, where every call is false; and the features that such replicates match at most 5% of the time.
+# - *E3*: contexts against the variation between replicate biosamples.
+#
+# Counts need not fall from row to row: a stricter question can also have more power.
 # The later sections say how each is computed.
 
 # %% tags=["remove-stderr"]
@@ -92,7 +104,7 @@ ladder.astype(dict.fromkeys(numbers, float)).round().astype(
     dict.fromkeys(numbers, "Int64")
 )
 
-# %% mystnb={"figure": {"caption": "Features called at each block of the model, claim by claim; in brackets, what is counted as independent. Gray: the same rule applied to replicates of one context, where every call is false.", "name": "fig-claims"}, "image": {"alt": "Most calls of the naive and of the paired score disappear once the motif activity is held; what is left is about as much as replicates of one context give. Dots by block of the model for each claim."}}
+# %% mystnb={"figure": {"caption": "What is left of the naive count, objection by objection, at each block of the model; in brackets, what is counted as independent. Gray: the same rule applied to replicates of one context, where every call is false; as many by the same rule, E1 with the motif activity held, are no evidence of context.", "name": "fig-claims"}, "image": {"alt": "In the simulated default, most calls of the naive and of the paired score disappear once the motif activity is held; what is left is about as much as replicates of one context give. Dots by block of the model for each claim."}}
 divergence.claims(ladder)
 plt.show()
 
@@ -114,7 +126,7 @@ else:
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# Asking the same data how cell lines and tissues differ *in general* is refused, whatever the data:
+# Asking how cell lines and tissues differ *in general* needs pairs of many lineages; with few, the software refuses:
 
 # %%
 last = max(study.blocks)
@@ -141,9 +153,9 @@ else:
 # with $B$ blocks and a variance $\tilde s_\ell^2$ moderated across features {cite}`smyth2004linear`.
 # The shared score uses the mean of the lineages in place of $D_{\ell b}$.
 # Positive means higher *in vivo*.
-# Page 06 tests this score on worlds without any effect.
+# The [methods chapter](../book/methods.md) draws how windows become replicates, and page 06 tests the score on worlds without any effect.
 #
-# What it estimates is named in its result.
+# What it estimates is named in its result: E1 speaks of these tracks, E2 of all lineages studied, E3 of contexts in general.
 
 # %%
 table = cds.context_divergence(acts, study.design, genomic)
@@ -151,7 +163,7 @@ print(f"this score: {table.attrs['estimand']}\n")
 for name, text in table.attrs["estimands"].items():
     print(f"{name}: {text}\n")
 
-# %% mystnb={"figure": {"caption": "Effect against evidence for every feature of the last block (left), and the naive score against the paired one (right). Colors are the classes; dashed lines mark Bonferroni at 0.05.", "name": "fig-volcano"}, "image": {"alt": "Hundreds of features pass the threshold of the paired score, with large effects. Left, volcano plot of standardized paired effect against minus log10 p; right, scatter plot of naive t against the Context Divergence Score; points colored by class."}}
+# %% mystnb={"figure": {"caption": "What would usually be reported: effect against evidence for every feature of the last block (a), and the naive score against the paired one (b). The effect $d_z$ is the mean difference over genomic blocks in units of its standard deviation between them. Colors are the classes; dashed lines mark Bonferroni at 0.05.", "name": "fig-volcano"}, "image": {"alt": "In the simulated default, hundreds of features pass the threshold of the paired score, with large effects. Left, volcano plot of standardized paired effect against minus log10 p; right, scatter plot of naive t against the Context Divergence Score; points colored by class."}}
 of_last = scores[scores["layer"] == last]
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8))
 divergence.volcano(of_last, axes[0])
@@ -163,7 +175,7 @@ plt.show()
 # A volcano like this would be the usual end of the story.
 # Ranked by size, the scores show how much of it the motif activity makes:
 
-# %% mystnb={"figure": {"caption": "Absolute scores of the features of the last block, strongest first; dashed: Bonferroni at 0.05.", "name": "fig-ranks"}, "image": {"alt": "With the motif activity held, the ranked scores fall by an order of magnitude and few stay above the threshold. Lines for the naive t, the CDS and the CDS with the motif activity held."}}
+# %% mystnb={"figure": {"caption": "How much of the scores the motif activity makes: absolute scores of the features of the last block, strongest first, on a log scale; dashed: Bonferroni at 0.05.", "name": "fig-ranks"}, "image": {"alt": "In the simulated default, with the motif activity held, the ranked scores fall by an order of magnitude and few stay above the threshold. Lines for the naive t, the CDS and the CDS with the motif activity held."}}
 features = evidence.features
 features_last = features[features["layer"] == last]
 n_tested = (of_last["class"] != "untested").sum()
@@ -189,7 +201,7 @@ plt.show()
 # A feature is *motif-driven* if $|\Delta_{\mathrm{motif}}| > |\Delta_{\mathrm{track}}|$, and is listed apart from here on.
 # In *motif activity held* all biosamples of a lineage see the mean vector of its two contexts, and the score is computed again.
 
-# %% mystnb={"figure": {"caption": "Where the difference between contexts comes from, feature by feature, all blocks; dashed lines: both inputs alike.", "name": "fig-channels"}, "image": {"alt": "Most called features lie near the axis of the motif activity. Scatter plot of the part of each difference that comes through the motif activity against the part that comes through the track."}}
+# %% mystnb={"figure": {"caption": "Which input makes a feature differ between the contexts, all blocks: points near the horizontal axis differ through the motif activity, points near the vertical one through the track; on the dashed lines both count alike. Axes are stretched around zero.", "name": "fig-channels"}, "image": {"alt": "In the simulated default, most called features lie near the axis of the motif activity. Scatter plot of the part of each difference that comes through the motif activity against the part that comes through the track."}}
 divergence.input_channels(features)
 plt.show()
 
@@ -219,7 +231,7 @@ classes
 # The two parts are tested apart, on the log odds of firing and on the log intensity given firing, as in the two-part model of MAST {cite}`finak2015mast`.
 # Zeros are made by the threshold of the dictionary, so *on* means: above it.
 
-# %% mystnb={"figure": {"caption": "Change in how often and in how strongly the called features fire, all blocks; shapes say which part is significant (Holm over the two).", "name": "fig-hurdle"}, "image": {"alt": "Most called features change in both parts in one direction. Scatter plot of log odds of firing against log intensity."}}
+# %% mystnb={"figure": {"caption": "Do features turn on or turn up? Change in how often and in how strongly the called features fire, all blocks; shapes say which part is significant (Holm over the two).", "name": "fig-hurdle"}, "image": {"alt": "In the simulated default, most called features change how often they fire, many in both parts in one direction. Scatter plot of log odds of firing against log intensity."}}
 print(called["readout"].value_counts().to_string())
 divergence.hurdle(called)
 plt.show()
@@ -228,7 +240,8 @@ plt.show()
 # ## Along the depth of the model
 #
 # A count that rises with depth may reflect more context, or only more power: later blocks have larger activations and fewer dead features.
-# So all blocks get equally many tests, on their most active features, and the ratio of the last block to the first carries an interval from resampled genomic blocks.
+# So all blocks get equally many tests (`n_tests`), on their most active features, and the ratio of the last block to the first carries an interval from resampled genomic blocks.
+# `n_strong` counts features whose effect exceeds half a standard deviation, whatever its evidence.
 # Two curves need no dictionary: a linear probe for the context, judged on other chromosomes and on a lineage it has not seen, and the length of the mean difference of the streams (DiffMean), with what sign flips leave of it.
 
 # %% tags=["remove-stderr"]
@@ -249,7 +262,7 @@ print(
     f"last over first block: {ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
 )
 
-# %% mystnb={"figure": {"caption": "Context along the model: features called at equal numbers of tests with 95 % intervals, and with the motif activity held (a); AUC of a linear probe, by what was held out from its training (b); length of the mean difference of the streams (c).", "name": "fig-layers"}, "image": {"alt": "No curve rises with depth; the probe is perfect from the first block on. Three panels over the blocks of the model."}}
+# %% mystnb={"figure": {"caption": "Does context grow along the model? Features called at equal numbers of tests with 95% intervals, and with the motif activity held (a); AUC of a linear probe, by what was held out from its training (b); length of the mean difference of the streams (c).", "name": "fig-layers"}, "image": {"alt": "In the simulated default, no curve rises with depth, and the probe is perfect from the first block on. Three panels over the blocks of the model."}}
 if curve is not None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4))
     divergence.layer_curves(curve.table, counts["E1, held"], probes, lengths, axes)
@@ -280,7 +293,7 @@ both["same sign"] = np.sign(both["delta"]) == np.sign(both["delta_test"])
 repeated = both.groupby("driver")["same sign"].agg(["size", "mean"])
 repeated.rename(columns={"size": "features called", "mean": "same sign"}).round(3)
 
-# %% mystnb={"figure": {"caption": "Effect of the called features on the chromosomes where they were chosen against chromosomes they were not chosen on. Points on the diagonal repeat exactly.", "name": "fig-replication"}, "image": {"alt": "Nearly all called features repeat with the same sign and size. Scatter plot of paired differences on select chromosomes against test chromosomes, colored by class, with the diagonal."}}
+# %% mystnb={"figure": {"caption": "Do effects repeat? Mean difference of the called features on the chromosomes where they were chosen against chromosomes they were not chosen on. Points on the diagonal repeat exactly.", "name": "fig-replication"}, "image": {"alt": "In the simulated default, nearly all called features repeat with the same sign and size. Scatter plot of paired differences on select chromosomes against test chromosomes, colored by class, with the diagonal."}}
 divergence.replication(both)
 plt.show()
 
@@ -301,7 +314,7 @@ columns += ["q_placebo"] if "q_placebo" in left else []
 print(f"{len(left)} features are left; the strongest ten:")
 tables.feature_table(strongest[[*columns, "log2_fold"]].head(10))
 
-# %% mystnb={"figure": {"caption": "Standardized paired effects of the same features, as measured and with the motif activity held, with 95 % intervals over genomic blocks.", "name": "fig-effects"}, "image": {"alt": "Effects with the motif activity held are of another size than as measured. Dots with horizontal intervals, two per feature."}}
+# %% mystnb={"figure": {"caption": "What holding the motif activity does to the ten strongest features: standardized paired effects as measured and with it held, with 95% intervals over genomic blocks. An effect that changes sign was made by the motif activity.", "name": "fig-effects"}, "image": {"alt": "In the simulated default, effects with the motif activity held are of another size, some of another sign, than as measured. Dots with horizontal intervals, two per feature."}}
 if len(strongest):
     divergence.effects(strongest.head(10))
     plt.show()
@@ -312,6 +325,7 @@ if len(strongest):
 # In the simulated world it is known which factors act in which context.
 # A feature speaks for a factor if the tokens at which it differs most between the contexts are the factor's sites.
 # A context factor counts as found if such a feature was called in a lineage where its effect was planted, with the planted sign there.
+# `n_matched` counts called features that speak for the factor, `n_right` those of them with the right sign, `layers` the blocks of the latter.
 # Factors without context effect, the decoys, should not be called; where they are, composition, noise of single biosamples or features that mix factors are the reason, since E1 answers whether these tracks differ and not why.
 
 # %% tags=["remove-stderr"]
@@ -372,18 +386,18 @@ assert n_null <= max(2, 0.1 * n_real)
 # %% tags=["hide-input"]
 share = total["motif-driven"] / total["E1"]
 lines = [
-    f"- The naive score claims {ladder.loc['naive t, Bonferroni', 'all']:.0f} features over all blocks and the paired one {total['E1']:.0f}, of which {share:.0%} are driven by the motif activity; {total['E1, held']:.0f} are called with it held.",
+    f"- The naive score claims {ladder.loc['naive t, Bonferroni', 'all']:.0f} features over all blocks and the paired one {total['E1']:.0f}, of which {share:.0%} are driven by the motif activity; {total['E1, held']:.0f} are called with it held (*What does not hold*).",
 ]
 if "E3" in counts:
     lines += [
-        f"- Replicates of one context give {total['placebo, held']:.0f} by the same rule; {total['E3, held']:.0f} features stand out from the variation between biosamples."
+        f"- Replicates of one context give {total['placebo, held']:.0f} by the same rule; {total['E3, held']:.0f} features stand out from the variation between biosamples (*What does not hold*)."
     ]
 if curve is not None:
     lines += [
-        f"- From the first block to the last the count goes from {ratio['early']:.0f} to {ratio['late']:.0f}, a ratio of {ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}); with the motif activity held, from {counts['E1, held'].iloc[0]:.0f} to {counts['E1, held'].iloc[-1]:.0f}."
+        f"- From the first block to the last the count goes from {ratio['early']:.0f} to {ratio['late']:.0f}, a ratio of {ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}); with the motif activity held, from {counts['E1, held'].iloc[0]:.0f} to {counts['E1, held'].iloc[-1]:.0f} (*Along the depth of the model*)."
     ]
 lines += [
-    f"- {both['same sign'].mean():.0%} of the called features keep their sign on chromosomes they were not chosen on, which for the motif-driven ones says nothing about contexts."
+    f"- {both['same sign'].mean():.0%} of the called features keep their sign on chromosomes they were not chosen on, which for the motif-driven ones says nothing about contexts (*Do the effects repeat?*)."
 ]
 display(Markdown("\n".join(lines)))
 

@@ -6,6 +6,8 @@
 # A feature that tells a cell line from a tissue is only a number until somebody says what it stands for.
 # This page names features at three levels, chromatin states, motifs and biological processes, and hands on one table in which every finding stands beside its null.
 #
+# Words that are new to you are in the [glossary](../book/glossary.md).
+#
 # **Objectives**
 #
 # - Choose context features on one set of chromosomes and look at them on another.
@@ -33,7 +35,7 @@ if importlib.util.find_spec("helpers") is None:  # a fresh runtime, such as Cola
 # Change these and run all; papermill sets them from outside.
 
 # %% tags=["parameters"]
-run: str = "_build/runs/simulated"  # folder of artefacts
+run: str = "_build/runs/simulated"  # folder of artifacts
 data: str = "simulated"  # or "encode", a tissue file, or a folder of them
 tissues: list = []  # which of them; all if empty
 blocks: list = []  # transformer blocks; all if empty
@@ -154,7 +156,7 @@ counted.pivot_table("feature", "level", "set", aggfunc="count")
 # The p-value is binomial with the mean rate, which errs on the safe side; q-values are Benjamini-Hochberg {cite}`benjamini1995controlling` over all features and states.
 # Compare the two panels: what fades from left to right was accessibility.
 
-# %% mystnb={"figure": {"caption": "Fold of chromatin states in the regions of every called feature, against all tokens (left) and against tokens of the same GC content and accessibility (right; dots mark q < 0.05). Rows are features, in groups; color that fades from left to right was accessibility alone. Gray: the biosample has no such state.", "name": "fig-states"}, "image": {"alt": "Two heat maps of log2 fold with features in rows, grouped by class, and chromatin states in columns; the left one is against all tokens, the right one against matched tokens."}}
+# %% mystnb={"figure": {"caption": "How much of the enrichment for chromatin states is accessibility alone: fold of the states in the regions of every called feature, against all tokens (left) and against tokens of the same GC content and accessibility (right; dots mark q < 0.05). Rows are features, in groups; color that fades from left to right was accessibility alone. Gray: the biosample has no such state.", "name": "fig-states"}, "image": {"alt": "Strong colors against all tokens fade almost everywhere against matched tokens. Two heat maps of log2 fold with features in rows, grouped by class, and chromatin states in columns."}}
 of_states = annotated.table.query("level == 'state' and set == 'called'")
 if len(of_states):
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 7.5))
@@ -187,6 +189,9 @@ if len(of_states):
 # (HOMER's own test, to its digits, is `motifs.homer_enrichment`; `motifs.run_homer2` asks HOMER itself where it is installed.)
 # Motifs that look alike hit the same sites.
 # They are clustered into **archetypes** by the similarity of their matrices, and only the best of an archetype counts, its p-value multiplied by the size of the archetype.
+#
+# The table lists the archetypes (`item`) that most features of a group hold: how many of the group's `n_group` features are enriched (`n_features`, `share`), and the median log2 fold of those.
+# Mind the sign: a feature that is higher in cell lines can fire at sites that are *closed* there, so a factor of tissues may lead the list of a cell-line group.
 
 # %%
 families = findings.top_items(annotated, "motif")
@@ -194,7 +199,7 @@ found = of_motifs[of_motifs["q_value"] < 0.05].sort_values("log_p", kind="stable
 any_motif = found.drop_duplicates(findings.KEY)  # the best of each feature
 families.head(10).round(2)
 
-# %% mystnb={"figure": {"caption": "Motif archetypes in groups of called features. Size: share of the group's features enriched for it; color: their median fold over matched tokens. An archetype in one column alone belongs to that lineage and context; a row across all columns belongs to no context in particular.", "name": "fig-motifs"}, "image": {"alt": "Dot plot with motif archetypes in rows and groups of features in columns; dot size is the share of features enriched, color the log2 fold."}}
+# %% mystnb={"figure": {"caption": "Which motifs belong to which features: archetypes in groups of called features. Size: share of the group's features enriched for it; color: their median fold over matched tokens. An archetype in one column alone belongs to that lineage and context; a row across all columns belongs to no context in particular.", "name": "fig-motifs"}, "image": {"alt": "In the simulated default most archetypes run across several groups and belong to no single lineage. Dot plot with motif archetypes in rows and groups of features in columns; dot size is the share of features enriched, color the log2 fold."}}
 if len(families):
     drawn.group_dots(families)
     plt.show()
@@ -205,7 +210,8 @@ else:
 # A test of known motifs finds known motifs.
 # So the best feature of every frequent archetype is asked again, without any collection: which matrix tells its regions from others of the same GC content and accessibility?
 # It is learned on every other region and tested on those left out, then compared with the collection.
-# The similarity is 1 for equal matrices.
+# `known` is the motif the feature is enriched for, `closest` the one that the learned matrix resembles most; their similarity is 1 for equal matrices.
+# `log_p` (natural logarithm) and `fold` are of regions that did not teach the matrix.
 
 # %%
 frequent = families.groupby("item")["n_features"].sum()
@@ -216,7 +222,7 @@ same = (table["closest"] == table["known"]).sum()
 print(f"{same} of {len(learned)} learned motifs resemble the enriched one most")
 table.drop(columns="motif").round(2)
 
-# %% mystnb={"figure": {"caption": "Known motifs that the strongest feature of each frequent archetype is enriched for (left), and what its regions alone teach (right), with the known motif it resembles most and ln p in regions that did not teach it. Letters are as high as the information they carry; a learned motif may stand on the other strand.", "name": "fig-logos"}, "image": {"alt": "Pairs of sequence logos, in bits per position: known motifs on the left, motifs learned from regions on the right."}}
+# %% mystnb={"figure": {"caption": "Motifs can be learned from the regions of a feature alone: the known motif that the strongest feature of each frequent archetype is enriched for (left), and what its regions teach (right), with the known motif it resembles most and ln p in regions that did not teach it. Letters are as high as the information they carry; a learned motif may stand on the other strand.", "name": "fig-logos"}, "image": {"alt": "Most learned motifs show the core of the known one, some on the other strand. Pairs of sequence logos, in bits per position: known motifs on the left, motifs learned from regions on the right."}}
 if len(learned):
     size = (9, 1.15 * len(learned))
     figure, axes = plt.subplots(len(learned), 2, figsize=size, squeeze=False)
@@ -235,7 +241,7 @@ if len(learned):
 # A shift keeps the crowds and breaks every bond with genes; the distribution over all shifts is exact.
 # The figure shows the answer to the third question, and the next section how far each of the three can be believed.
 
-# %% mystnb={"figure": {"caption": "Biological processes near the regions of called features, against circular shifts of each feature. Size: share of the group's features at q < 0.05; color: median fold over all tokens.", "name": "fig-go"}, "image": {"alt": "Dot plot with Gene Ontology terms in rows and groups of features in columns; dot size is the share of features enriched over shifts, color the log2 fold."}}
+# %% mystnb={"figure": {"caption": "Which biological processes lie near the regions of called features more often than near the same regions shifted along the chromosome. Size: share of the group's features at q < 0.05; color: median fold over all tokens.", "name": "fig-go"}, "image": {"alt": "In the simulated default few terms are found, each in few features. Dot plot with Gene Ontology terms in rows and groups of features in columns; dot size is the share of features enriched over shifts, color the log2 fold."}}
 if "go" in annotated.skipped:
     print(annotated.skipped["go"])
 else:
@@ -264,7 +270,7 @@ else:
 shares = findings.null_shares(annotated)
 shares.pivot_table("share", "level", "set", sort=False).round(3)
 
-# %% mystnb={"figure": {"caption": "Left: share of features with any finding, for called features, others and random ones; random ones should stay left of the dashed line. Right: p-values of all motif tests against those of an honest null, which lie on or below the diagonal.", "name": "fig-nulls"}, "image": {"alt": "Left, dot plot of the share of features enriched by level and set with intervals; right, quantile plot of motif p-values by set."}}
+# %% mystnb={"figure": {"caption": "Can the tests be believed? Left: share of features with any finding, for called features, others and random ones; a test whose random features lie right of the dashed line cannot. Right: p-values of all motif tests against those of an honest null, which lie on or below the diagonal.", "name": "fig-nulls"}, "image": {"alt": "In the simulated default all tests but the one over regions alone leave random features without a finding. Left, dot plot of the share of features enriched by level and set with intervals; right, quantile plot of motif p-values by set."}}
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.9))
 drawn.null_shares(shares, axes[0])
 drawn.p_values(annotated.table.query("level == 'motif'"), axes[1])
@@ -346,6 +352,7 @@ else:
 # `planted` tells what the factor does in the simulated world: `lineage-vivo` factors act in tissue only and should be found, `lineage` factors act in tissue and cell line alike.
 # Those are decoys: they mark the lineage, not the context, and *not* finding them among the features of tissues is the right answer.
 # One enriched feature among dozens proves little, so the share enriched stands beside the share `elsewhere`: among features of the same context that differ most in other lineages.
+# `p_value` is for more here than elsewhere; `n_top3` counts features in which the motif is among the three best, and `best_rank` is its best place.
 
 # %%
 claim = findings.claim_table(study, annotated, findings.PAPER_CLAIM)
@@ -415,7 +422,7 @@ if len(recovered):
     lines.append(
         f"- {1 - len(recovered) / len(called):.0%} of called features fire at no planted "
         f"factor's sites in particular, and {1 - share['motif', 'called']:.0%} have no motif "
-        "at q < 0.05: they stay without a name."
+        "at q < 0.05: they stay without a name (*Against what was planted*)."
     )
 lines.append(
     f"- {share['motif', 'called']:.0%} of called features are enriched for a motif archetype "
@@ -425,12 +432,12 @@ lines.append(
         if ("motif", "other") in share
         else ""
     )
-    + f" and {share['motif', 'matched']:.0%} of random ones."
+    + f" and {share['motif', 'matched']:.0%} of random ones (*Motifs*, *Can the tests be believed?*)."
 )
 if len(of_states):
     lines.append(
         f"- Against all tokens {is_plain.mean():.0%} of called features are enriched for a "
-        f"chromatin state; once accessibility is matched, {is_matched.mean():.0%} are."
+        f"chromatin state; once accessibility is matched, {is_matched.mean():.0%} are (*Chromatin states*)."
     )
 if "go" not in annotated.skipped:
     lines.append(
@@ -438,12 +445,12 @@ if "go" not in annotated.skipped:
         f"have a biological process, so that test cannot stand alone; asking genes as well "
         f"leaves {share['go', 'called']:.0%} of called features. Against shifts "
         f"{share['go, shifts', 'called']:.0%} of called features have one, and "
-        f"{share['go, shifts', 'shifted']:.1%} of shifted ones."
+        f"{share['go, shifts', 'shifted']:.1%} of shifted ones (*Biological processes*)."
     )
 if len(recovered):
     lines.append(
         f"- Where a planted factor is behind a feature, its archetype ranks in the top 3 for "
-        f"{top3.mean():.0%} of {len(top3)} features."
+        f"{top3.mean():.0%} of {len(top3)} features (*Against what was planted*)."
     )
 if study.truth is not None and len(claim):
     in_tissue = claim[claim["context"] == "in_vivo"]
@@ -462,7 +469,7 @@ if study.truth is not None and len(claim):
         f"some tissue feature of their lineage in {factors.any} of {factors.n} cases, and "
         f"those of decoys in {decoys.any} of {decoys.n}. They are more frequent there than in "
         f"tissue features of other lineages (p < 0.05) in {factors.more} and {decoys.more} "
-        "cases; only this second count speaks of the lineage.",
+        "cases; only this second count speaks of the lineage (*A published claim*).",
     )
 display(Markdown("\n".join(lines)))
 

@@ -6,6 +6,8 @@
 # How many features would be called if cell lines and tissues did not differ?
 # This page runs the score on worlds without any context effect, chooses the length of a genomic block, equalizes depth, and compares contexts with replicates; it says how far the numbers of page 03 can be trusted.
 #
+# Words that are new to you are in the [glossary](../book/glossary.md).
+#
 # **Objectives**
 #
 # - Count false calls by unit of replication in worlds without effect.
@@ -33,7 +35,7 @@ if importlib.util.find_spec("helpers") is None:  # a fresh runtime, such as Cola
 # Change these and run all; papermill sets them from outside.
 
 # %% tags=["parameters"]
-run: str = "_build/runs/simulated"  # folder of artefacts
+run: str = "_build/runs/simulated"  # folder of artifacts
 data: str = "simulated"  # or "encode", a tissue file, or a folder of them
 tissues: list = []  # which of them; all if empty
 blocks: list = []  # transformer blocks; all if empty
@@ -85,14 +87,17 @@ evidence = calibration.gather_evidence(study, n_contrasts=n_contrasts)
 evidence.counts.round(2)
 
 # %% [markdown]
-# These are the calls of page 03.
-# E1 asks about these tracks, E3 about cell lines and tissues of these lineages; *held* is with one motif activity for both contexts of a lineage.
+# These are the calls of page 03, block by block of the model.
+# `tested` features could be tested; `E1` differ between these tracks, `E3` between cell lines and tissues of these lineages, seen against replicates.
+# `motif-driven` counts those of E1 that differ mainly through the motif activity, `motif_share` is its part of their effect; *held* is with one motif activity for both contexts of a lineage, *partial* at equal signal of the window.
+# `placebo, held` is the mean number of false calls between replicates, `q_placebo` the number of features that replicates match at most 5% of the time.
 
 # %% [markdown]
 # ## False calls by unit of replication
 #
 # The first worlds are drawn: sparse, rectified activations that are alike in neighboring tokens, follow the sequence of their window, and share noise within genomic blocks.
 # Nothing differs between the contexts, except in what the name of the world says.
+# The table gives the share of p-values below 0.05; rows are what is taken for a replicate, columns are worlds.
 # A test that holds its level has $P(p < 0.05) = 0.05$.
 
 # %%
@@ -126,7 +131,7 @@ family = null["n_called"].agg(lambda n: (n > 0).mean())
 print("at least one false call in a world without effect (Bonferroni, or max-T):")
 print(family.round(3).to_string())
 
-# %% mystnb={"figure": {"caption": "Share of p-values below 0.05 by unit of replication in drawn worlds without any context effect (left; dashed: 0.05), and p-values of the world without effect against the uniform distribution (right).", "name": "fig-null-units"}, "image": {"alt": "Only biosamples hold 0.05 when biosamples vary; tokens reject half of all true null hypotheses. Left, dots by unit and world; right, quantile plot of p-values for window, block and biosample tests."}}
+# %% mystnb={"figure": {"caption": "Which unit of replication keeps its promise: share of p-values below 0.05 in drawn worlds without any context effect (a; dashed: 0.05), and p-values of the world without effect against the uniform distribution (b).", "name": "fig-null-units"}, "image": {"alt": "Only biosamples hold 0.05 when biosamples vary; tokens reject half of all true null hypotheses. Left, dots by unit and world; right, quantile plot of p-values for window, block and biosample tests."}}
 world = SummaryWorld(n_features=300, n_tokens=8)
 sample = calibration.draw_summaries(world, seed)
 rows = calibration.study_rows(sample.samples)
@@ -155,18 +160,18 @@ plt.show()
 # ## What a design can find
 #
 # The price of honest units is power.
-# $d_z$ is the mean difference over blocks in units of its standard deviation between blocks.
+# $d_z$ is the mean difference over blocks in units of its standard deviation between blocks; the table gives the smallest that is found with a power of 80%.
 
 # %%
 sizes = (22, 40, len(set(genomic)), 100, 280, 570)
 n_tests = 4096
 detectable = pd.Series(
     {b: calibration.detectable_effect(b, n_tests=n_tests) for b in sorted(set(sizes))},
-    name=f"d_z found with 80 % power, Bonferroni over {n_tests}",
+    name=f"d_z found with 80% power, Bonferroni over {n_tests}",
 )
 detectable.rename_axis("genomic blocks").round(2).to_frame()
 
-# %% mystnb={"figure": {"caption": "Power of the paired block test after Bonferroni over 4,096 features, by standardized effect, for several numbers of genomic blocks.", "name": "fig-power"}, "image": {"alt": "Power curves rise from 0 to 1; more blocks shift them to smaller effects."}}
+# %% mystnb={"figure": {"caption": "More genomic blocks make smaller effects visible: power of the paired block test after Bonferroni over 4,096 features, by standardized effect. Dashed: a power of 80%.", "name": "fig-power"}, "image": {"alt": "Power curves rise from 0 to 1; more blocks shift them to smaller effects."}}
 drawn.power_curves(detectable.index, n_tests=n_tests)
 plt.show()
 
@@ -176,6 +181,7 @@ plt.show()
 # Blocks are the replicates of E1, so they must be long enough that neighboring windows no longer know of each other across their borders.
 # The rule: the shortest length from which on neither windows that far apart nor the means of adjacent blocks correlate by 0.1 or more.
 # Longer blocks are safe, but fewer, and a test with fewer replicates finds less.
+# In the table, `kept` is the share of the calls at the shortest length that are called here too, and `se_ratio` the median standard error over that at the shortest length.
 
 # %% tags=["remove-stderr"]
 places = study.dataset.windows.iloc[windows]
@@ -194,7 +200,7 @@ for name, curve in curves.items():
     print(f"{name}: {shortest}; in use: {extent.median() / 1000:g} kb")
 pd.concat(curves, axis=1).round(2)
 
-# %% mystnb={"figure": {"caption": "Autocorrelation of paired differences at a distance, and of adjacent block means, by length (a; dashed: 0.1); features of the last block called with blocks of that length (b).", "name": "fig-block-length"}, "image": {"alt": "Correlation falls within few windows, and calls fall slowly as blocks get longer and fewer. Two line plots over the length of a genomic block."}}
+# %% mystnb={"figure": {"caption": "Are the blocks in use long enough, and what do they cost? Autocorrelation of paired differences at a distance, and of adjacent block means, by length (a; dashed: the limit of 0.1); features of the last block called with blocks of that length (b).", "name": "fig-block-length"}, "image": {"alt": "In the simulated default, correlation falls within few windows, and calls fall slowly as blocks get longer and fewer. Two line plots over the length of a genomic block."}}
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.5))
 drawn.block_lengths(curves, float(extent.median()), axes)
 figures.panel_labels(axes)
@@ -207,6 +213,7 @@ plt.show()
 # Each has the lineages of the study and three biosamples per lineage and context.
 # The motif activity enters the model as one vector per biosample: it moves a feature alike in every window, so that windows and blocks repeat one and the same observation.
 # *Motifs held* gives all biosamples of a lineage the same vector; *equal depth* thins the tracks, cut by cut, to the depth of the shallowest; *equal signal* compares windows at equal signal, by a spline (partial CDS).
+# The first table counts calls, the second gives the share of p-values below 0.05; empty cells were not asked.
 
 # %% tags=["remove-stderr"]
 kinds = ["no-effect", "depth-only", "motif-vector-only", "composition-only"]
@@ -225,7 +232,7 @@ if through_model:
         print("   comes through the motif activity")
 
 # %% [markdown]
-# Read the columns one by one.
+# Read the columns one by one; these worlds are simulated, whatever the data of the study.
 #
 # - *No effect*: the block test calls features although nothing differs, because peaks are noisy and the motif activity with them. With the vector held it is calibrated; so are biosamples.
 # - *Depth*: tissue tracks are 1.6 times as deep in every replicate, so that no replicate can tell depth from context. Thinning removes the difference, and so does adjusting for the signal of the window.
@@ -288,7 +295,7 @@ guard = confounders.norm_guard(stages.read_cards(study), study.design)
 n_called = int((table["p_bonferroni"] <= 0.05).sum())
 print(f"called at block {last}: {n_called}; at equal signal: {partial['called'].sum()}")
 print(
-    f"norm or L0 differ by more than 20 % in {guard['flag'].sum()} of {len(guard)} pairs"
+    f"norm or L0 differ by more than 20% in {guard['flag'].sum()} of {len(guard)} pairs"
 )
 guard[guard["layer"] == last].round(3)
 
@@ -341,7 +348,7 @@ if study.truth is not None and "kidney" not in study.lineages:
 #
 # $$t_{\ell j} = \frac{\bar a_{1\ell j} - \bar a_{0\ell j}}{\tilde\tau_j \sqrt{1/n_{1\ell} + 1/n_{0\ell}}} .$$
 
-# %% mystnb={"figure": {"caption": "Features called at each block of the model between the contexts, and between replicates of one context (gray, one dot per contrast).", "name": "fig-placebo"}, "image": {"alt": "With the motif activity held, contexts give no more calls than replicates of one context do. Dots by block of the model."}}
+# %% mystnb={"figure": {"caption": "Do contexts give more calls than replicates of one context? Features called at each block of the model between the contexts, and between replicates (gray, one dot per contrast).", "name": "fig-placebo"}, "image": {"alt": "In the simulated default, with the motif activity held, contexts give no more calls than replicates of one context do. Dots by block of the model."}}
 if replicated:
     drawn.placebo(evidence.counts, evidence.placebo)
     plt.show()
@@ -360,8 +367,8 @@ if replicated:
     )
     display(
         Markdown(
-            f"In **{beaten:.0%}** of the placebo contrasts at least as many features are called as between the contexts: with the motif activity held, the E1 count of this study is within what replicates of one context give. "
-            f"**{total['q_placebo']:.0f}** features have a placebo rate of at most 5 %. "
+            f"In **{beaten:.0%}** of the placebo contrasts at least as many features are called as between the contexts. Unless this share is small, the E1 count with the motif activity held is no evidence of context: replicates give as much. "
+            f"**{total['q_placebo']:.0f}** features have a placebo rate of at most 5%. "
             f"E3 learns from the replicates how much each feature varies, and calls **{total['E3, held']:.0f}**."
         )
     )
@@ -520,11 +527,11 @@ print("all hold")
 
 # %% tags=["hide-input"]
 lines = [
-    f"- Without any effect, tests over tokens reject {share.loc['token', 'no effect']:.0%} of true null hypotheses at 5 %, tests over genomic blocks {share.loc['block', 'no effect']:.1%}; once biosamples vary, blocks reject {share.loc['block', 'noise of biosamples']:.0%} and biosamples {share.loc['biosample', 'noise of biosamples']:.1%}."
+    f"- Without any effect, tests over tokens reject {share.loc['token', 'no effect']:.0%} of true null hypotheses at 5%, tests over genomic blocks {share.loc['block', 'no effect']:.1%}; once biosamples vary, blocks reject {share.loc['block', 'noise of biosamples']:.0%} and biosamples {share.loc['biosample', 'noise of biosamples']:.1%} (*False calls by unit of replication*)."
 ]
 if replicated:
     lines += [
-        f"- With the motif activity held, {total['E1, held']:.0f} features are called between the contexts and {total['placebo, held']:.0f} between replicates of one context; against the variation between biosamples, {total['E3, held']:.0f}."
+        f"- With the motif activity held, {total['E1, held']:.0f} features are called between the contexts and {total['placebo, held']:.0f} between replicates of one context; against the variation between biosamples, {total['E3, held']:.0f} (*Compared with replicates*)."
     ]
 if len(evidence.carried):
     lines += [
@@ -533,10 +540,10 @@ if len(evidence.carried):
 if depth is not None:
     kept = depth.calls["kept"]
     lines += [
-        f"- Of the features of block {last} called with the motif activity held, {kept['equal depth']:.0%} keep their class at equal depth, {kept['equal depth and FRiP']:.0%} at equal FRiP besides."
+        f"- Of the features of block {last} called with the motif activity held, {kept['equal depth']:.0%} keep their class at equal depth, {kept['equal depth and FRiP']:.0%} at equal FRiP besides (*Equal depth, equal FRiP*)."
     ]
 lines += [
-    f"- The last block of a model with random weights has {shares.loc['random weights', 'E1']:.0%} of its testable features called, the trained one {shares.loc['trained', 'E1']:.0%}; with the motif activity held {shares.loc['random weights', 'E1, held']:.0%} and {shares.loc['trained', 'E1, held']:.0%}."
+    f"- The last block of a model with random weights has {shares.loc['random weights', 'E1']:.0%} of its testable features called, the trained one {shares.loc['trained', 'E1']:.0%}; with the motif activity held {shares.loc['random weights', 'E1, held']:.0%} and {shares.loc['trained', 'E1, held']:.0%} (*A model that was never trained*)."
 ]
 display(Markdown("\n".join(lines)))
 

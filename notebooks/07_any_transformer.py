@@ -6,6 +6,8 @@
 # Does the method need chromatin, or EpiBERT?
 # This page takes a small BERT from another library and a contrast that has nothing to do with cell lines, finds the features behind it with the functions of the pages before, and checks them against a planted truth.
 #
+# Words that are new to you are in the [glossary](../book/glossary.md).
+#
 # **Objectives**
 #
 # - Read and swap the residual stream of a model that knows nothing of this package.
@@ -33,7 +35,7 @@ if importlib.util.find_spec("helpers") is None:  # a fresh runtime, such as Cola
 # The first four are those of every page and are not used here.
 
 # %% tags=["parameters"]
-run: str = "_build/runs/simulated"  # folder of artefacts
+run: str = "_build/runs/simulated"  # folder of artifacts
 data: str = "simulated"  # or a folder of tissue files
 tissues: list = []  # which of them; all if empty
 blocks: list = []  # transformer blocks; all if empty
@@ -116,7 +118,7 @@ print("after swapping the stream:", swaps)
 # %% [markdown]
 # ## The score in ten lines
 #
-# Streams, dictionary, window means, score.
+# Streams, dictionary, window means, score: the table counts features by class, block by block.
 
 # %% tags=["remove-stderr"]
 config = sae.SAEConfig(d_sae=128, k=8, n_epochs=4, batch_size=2048, random_state=seed)
@@ -161,7 +163,7 @@ everything = pd.concat(points, names=["layer"])
 result = everything.groupby(["layer", "speaks"])["called"].agg(["size", "sum"])
 result.rename(columns={"size": "features", "sum": "called"})
 
-# %% mystnb={"figure": {"caption": "For every feature of every block: how much more strongly it fires at sites of the motif than elsewhere, against its change when the motif is written in. Called features are filled.", "name": "fig-any-transformer"}, "image": {"alt": "Scatter plot by block: features that are called are those that fire at the sites of the motif."}}
+# %% mystnb={"figure": {"caption": "The features that are called are those that fire at the motif: how much more strongly each fires at its sites than elsewhere, against its change when the motif is written in, block by block. Called features are filled.", "name": "fig-any-transformer"}, "image": {"alt": "Scatter plot by block: features that are called are those that fire at the sites of the motif."}}
 figure, panels = plt.subplots(1, len(points), figsize=(10, 3.3), sharey=True)
 any_transformer.motif_features(points, panels)
 plt.show()
@@ -199,9 +201,9 @@ print("all hold")
 
 # %% tags=["hide-input"]
 takeaways = f"""
-- Swapping the stream between two runs of {encoder.library} reproduces the other run to {max(swaps.values()):.1e}.
-- {total.loc["motif", "sum"]} of {total.loc["motif", "size"]} features that speak for the motif alone are called, {total.loc["decoy", "sum"]} of {total.loc["decoy", "size"]} that speak for the decoy alone.
-- With conditions scrambled, {sum(null_calls.values())} features are called over all blocks.
+- Swapping the stream between two runs of {encoder.library} reproduces the other run to {max(swaps.values()):.1e} (*A model from another library*).
+- {total.loc["motif", "sum"]} of {total.loc["motif", "size"]} features that speak for the motif alone are called, {total.loc["decoy", "sum"]} of {total.loc["decoy", "size"]} that speak for the decoy alone (*Against what was written*).
+- With conditions scrambled, {sum(null_calls.values())} features are called over all blocks (*Nothing written, nothing called*).
 """
 display(Markdown(takeaways))
 
