@@ -1,11 +1,26 @@
-"""Arithmetic against the published count, and against what the layers do."""
+"""Arithmetic against the published count and torch's, passes against real runs."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.costs import forward_flop, study_costs
+from helpers import (
+    _cost_terms,
+    calibration,
+    causal,
+    costs,
+    dictionaries,
+    fidelity,
+    masked,
+    stages,
+)
+from helpers.costs import count_passes, forward_flop, plan
 from helpers.epibert import EpiBERT, EpiBERTConfig
-from helpers.sae import SAEConfig
+from helpers.runs import Run
+from helpers.sae import SAEConfig, train
 
 SMALL = EpiBERTConfig(
     input_length=2048,
@@ -28,37 +43,226 @@ def test_forward_flop_is_the_published_count():
     assert flop.sum() == pytest.approx(2673, abs=0.5)
 
 
-def test_forward_flop_is_what_the_layers_do():
-    model = EpiBERT(SMALL).eval()
-    count = 0
-
-    def add(module, inputs, output):
-        nonlocal count
-        weight = module.weight
-        positions = output.numel() // weight.shape[0]
-        count += 2 * positions * weight.numel()
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv1d):
-            module.register_forward_hook(add)
-    sequence = torch.zeros(1, SMALL.input_length, 4)
-    model(sequence, torch.zeros(1, SMALL.input_length // 4), torch.zeros(1, 20))
-    flop = forward_flop(SMALL)
-    # Hooks see layers only: add the mixing of tokens.
-    mixing = 2 * SMALL.n_blocks * SMALL.n_tokens * 4 * SMALL.d_model * 16
-    assert flop.sum() == pytest.approx(count + mixing, rel=1e-6)
-
-
-def test_study_costs_grow_with_what_is_studied():
-    def costs(**changes):
-        given = {"n_biosamples": 6, "n_windows": 96, "sae": SAEConfig(d_sae=64, k=4)}
-        given |= {"n_random_sets": 199, "n_ablation_windows": 24}
-        return study_costs(SMALL, **(given | changes))
-
-    base, double = costs(), costs(n_windows=192)
-    assert (double["pflop"] >= base["pflop"]).all()
-    streams = base.loc["residual streams", "disk_gb"]
-    assert streams == pytest.approx(96 * 6 * 3 * 16 * 24 * 2 / 1e9)
-    assert double.loc["residual streams"].to_list() == pytest.approx(
-        [2 * value for value in base.loc["residual streams"]]
+def counted_by_torch(config, *, train):
+    """Count the operations of a pass without making one: on tensors without numbers."""
+    model = EpiBERT(config).to("meta").train(train)
+    inputs = (
+        torch.zeros(1, config.input_length, 4, device="meta"),
+        torch.zeros(1, config.input_length // 4, device="meta"),
+        torch.zeros(1, config.n_motifs, device="meta"),
     )
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*inputs)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("config", [SMALL, replace(EpiBERTConfig(), n_blocks=2)])
+def test_forward_flop_is_what_torch_counts(config):
+    # In training mode nothing is computed in pieces, and nothing twice.
+    assert forward_flop(config).sum() == counted_by_torch(config, train=True)
+
+
+def test_forward_flop_leaves_out_little_that_is_computed_twice():
+    config = replace(EpiBERTConfig(), n_blocks=1)
+    twice = counted_by_torch(config, train=False) - forward_flop(config).sum()
+    assert 0 < twice < 0.005 * forward_flop(EpiBERTConfig()).sum()
+
+
+def test_training_multiplies_two_dense_matrices_in_bfloat16():
+    config = SAEConfig(
+        d_sae=64, k=4, batch_size=32, n_epochs=1, aux_coefficient=0, precision="bfloat16"
+    )
+    rows = torch.randn(32 * 40, 16, generator=torch.Generator().manual_seed(0))
+
+    def flop(n_rows):
+        with FlopCounterMode(display=False) as counter:
+            train(rows[:n_rows], config, heldout=rows[:64])
+        return counter.get_total_flops()
+
+    more = flop(32 * 40) - flop(32 * 20)
+    expected = 4 * 16 * 64 * 32 * 20
+    assert expected <= more <= 1.05 * expected  # b_dec is a product of a vector
+
+
+def test_plan_is_the_sum_of_its_parts_by_hand():
+    found = plan(
+        SMALL,
+        tissues=3,
+        windows=96,
+        stages=["extraction"],
+        peak_tflops=2.0,
+        efficiency=0.5,
+        disk_gb_per_s=0.001,
+    )
+    flop = forward_flop(SMALL)
+    tower = flop["sequence_stem"] + flop["sequence_tower"]
+    passes = 6 * (flop.sum() - tower - flop["head"])
+    row = found.table.loc["extraction"]
+    assert row["pflop"] == pytest.approx(96 * (tower + passes) / 1e15)
+    assert row["device_hours"] == pytest.approx(row["pflop"] * 1e15 / 1e12 / 3600)
+    assert row["kept_gb"] == pytest.approx(96 * 6 * 3 * 16 * 24 * 2 / 1e9)
+    assert row["wall_hours"] == pytest.approx(row["kept_gb"] / 0.001 / 3600)
+    assert found.bottleneck == "extraction: disk"
+
+
+def test_plan_names_the_bottleneck():
+    given = {"tissues": 3, "windows": 96, "disk_gb_per_s": 1e6}
+    assert plan(**given).bottleneck == "causal: arithmetic"
+    assert plan(**given, devices=9).bottleneck == "causal: too few jobs"
+    assert plan(**given, devices=2, seeds=2).bottleneck == "causal: arithmetic"
+
+
+def test_plan_counts_runs():
+    given = {"tissues": 3, "windows": 96}
+    one, two = plan(**given), plan(**given, seeds=2)
+    once = ["extraction", "hidden tokens"]
+    rest = one.table.index.drop(once)
+    assert (two.table.loc[once, "pflop"] == one.table.loc[once, "pflop"]).all()
+    assert two.table.loc[rest, "pflop"].to_numpy() == pytest.approx(
+        2 * one.table.loc[rest, "pflop"].to_numpy()
+    )
+    wide = plan(**given, widths=[8192, 8192])
+    assert wide.totals.to_dict() == pytest.approx(two.totals.to_dict())
+    apart = plan(**given, fan_out=True)
+    assert apart.table.loc["scores", "jobs"] == 8
+    assert apart.table.loc["evidence", "pflop"] > one.table.loc["evidence", "pflop"]
+    assert apart.table.loc["scores", "pflop"] == one.table.loc["scores", "pflop"]
+
+
+def test_plan_without_stored_streams_trades_disk_for_passes():
+    given = {"tissues": 100, "windows": 96, "training_tokens": 1e6}
+    kept, passed = plan(**given), plan(**given, keep_streams=False)
+    assert passed.totals["kept_gb"] < 0.2 * kept.totals["kept_gb"]
+    extra = passed.table["pflop"] - kept.table["pflop"]
+    assert extra["extraction"] == pytest.approx(
+        0.5 * kept.table.loc["extraction", "pflop"]
+    )
+    assert (extra.drop("extraction") == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tissues": 0}, "tissues must be a whole number of at least 1; got 0"),
+        ({"windows": 2.5}, "windows must be a whole number"),
+        ({"biosamples": 1}, "biosamples must be a whole number of at least 2"),
+        ({"blocks": 9}, "blocks must be at most the model's 8; got 9"),
+        ({"widths": [0]}, "widths must be whole positive"),
+        ({"stages": ["steering"]}, "stages must be some of"),
+        ({"stages": []}, "stages must be some of"),
+        ({"efficiency": 0.0}, "efficiency must be positive; got 0.0"),
+    ],
+)
+def test_plan_refuses(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        plan(**({"tissues": 3, "windows": 96} | wrong))
+
+
+# --- Passes of real runs -----------------------------------------------------------------
+
+
+def sizes_of(study, **more):
+    """Return the sizes of a study as it is, not as shares of its windows."""
+    splits = {s: len(study.dataset.windows_of(s)) for s in ("select", "tune", "test")}
+    given = {
+        "tissues": len(study.lineages),
+        "biosamples": 4,
+        "windows": len(study.dataset.windows),
+        "blocks": len(study.blocks),
+        "n_blocks": study.model.config.n_blocks,
+        "n_tokens": study.model.config.n_tokens,
+        "d_model": study.model.config.d_model,
+        "dictionaries": 1,
+        "features": 8 * study.model.config.d_model,
+        "training_tokens": np.inf,
+        "keep_streams": 1,
+        "fan_out": 0,
+        "n_epochs": 1,
+        "selected": 1,
+    }
+    return _cost_terms.all_sizes(given | splits | more)
+
+
+def expected(stage, sizes):
+    found = dict.fromkeys(("towers", "inputs", "blocks", "heads"), 0)
+    for of, count, factor, names in _cost_terms.TERMS:
+        if of == stage and count in found:
+            found[count] += _cost_terms.product(factor, names, sizes)
+    return found
+
+
+def work(study, run):
+    """Count the passes of a stage whose inputs have been made before."""
+    with count_passes(study.model) as found:
+        run()
+    return dict(found)
+
+
+@pytest.fixture(scope="module")
+def study(small_study, tmp_path_factory):
+    return replace(small_study, run=Run(tmp_path_factory.mktemp("costs") / "run"))
+
+
+def test_extraction_and_hidden_tokens_make_these_passes(study):
+    sizes = sizes_of(study)
+    found = work(study, lambda: stages.extract(study))
+    assert found == expected("extraction", sizes)
+    found = work(study, lambda: masked.masked_scores(study))
+    assert found == expected("hidden tokens", sizes)
+
+
+@pytest.mark.parametrize("blocks", [[0, 1], [1]])
+def test_stages_with_dictionaries_make_these_passes(study, blocks, tmp_path):
+    study = replace(study, run=Run(tmp_path / "run"), streams=study.run, blocks=blocks)
+    sizes = sizes_of(study)
+    stages.score_context(study)
+    found = work(study, lambda: fidelity.loss_recovered(study))
+    assert found == expected("dictionaries", sizes)
+    found = work(study, lambda: calibration.gather_evidence(study))
+    total = expected("evidence", sizes)
+    # The held passes of the last block are those of other functions.
+    held = work(study, lambda: calibration.held_means(study, max(blocks)))
+    n_held = _cost_terms._VARIANTS + 1
+    assert {k: found[k] + n_held * held[k] for k in found} == total
+
+
+@pytest.mark.slow
+def test_controls_make_these_passes(study, tmp_path):
+    study = replace(study, run=Run(tmp_path / "run"), streams=study.run, blocks=[1])
+    stages.train_saes(study)
+    found = work(study, lambda: dictionaries.controls(study))
+    sizes = sizes_of(study)
+    untrained = expected("extraction", sizes)  # by a model of its own
+    total = expected("controls", sizes)
+    assert {k: found[k] + untrained[k] for k in found} == total
+
+
+@pytest.mark.slow
+def test_causal_tests_make_these_passes(study, tmp_path):
+    study = replace(study, run=Run(tmp_path / "run"), streams=study.run, blocks=[0])
+    features = causal.context_features(study)[0]
+    pools = len(features.pools)
+    assert pools == 2
+    found = work(
+        study,
+        lambda: (
+            causal.register(study),
+            causal.steering(study),
+            causal.ablation(study),
+            causal.headline_over_seeds(study),
+            causal.dose_response(study),
+        ),
+    )
+    sizes = sizes_of(study, after=1, after_last=1, selected=len(features.selected))
+    total = expected("causal", sizes)
+    assert found == total
+
+
+def test_calculator_exports_what_plan_multiplies():
+    exported = costs.calculator(SMALL)
+    names = set(exported["constants"]) | set(exported["derived"])
+    inputs = {"tissues", "windows", "biosamples", "blocks", "dictionaries", "features"}
+    inputs |= {"training_tokens", "keep_streams", "fan_out", "shards"}
+    used = {name for term in exported["terms"] for name in term[3]}
+    assert used <= names | inputs
+    assert {term[0] for term in exported["terms"]} == set(exported["stages"])
