@@ -1,6 +1,11 @@
 """Arithmetic against the published count and torch's, passes against real runs."""
 
+import json
+import re
+import shutil
+import subprocess
 from dataclasses import replace
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -9,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers import (
     _cost_terms,
+    _dose,
     calibration,
     causal,
     costs,
@@ -19,6 +25,7 @@ from helpers import (
 )
 from helpers.costs import count_passes, forward_flop, plan
 from helpers.epibert import EpiBERT, EpiBERTConfig
+from helpers.figures import scaling
 from helpers.runs import Run
 from helpers.sae import SAEConfig, train
 
@@ -175,6 +182,7 @@ def sizes_of(study, **more):
         "dictionaries": 1,
         "features": 8 * study.model.config.d_model,
         "training_tokens": np.inf,
+        "causal_tissues": len(study.lineages),
         "keep_streams": 1,
         "fan_out": 0,
         "n_epochs": 1,
@@ -255,6 +263,13 @@ def test_causal_tests_make_these_passes(study, tmp_path):
     )
     sizes = sizes_of(study, after=1, after_last=1, selected=len(features.selected))
     total = expected("causal", sizes)
+    # The plan counts what can come at most: here features are too few for some sets,
+    # and those of one lineage were left out.
+    n_significant = len(features.significant)
+    absent = sum(n >= n_significant for n in _dose.SET_SIZES) + 1 + sizes["tissues"]
+    absent *= sizes["grown_windows"] * sizes["tissues"]
+    for part in ("blocks", "heads"):
+        found[part] += absent
     assert found == total
 
 
@@ -262,7 +277,76 @@ def test_calculator_exports_what_plan_multiplies():
     exported = costs.calculator(SMALL)
     names = set(exported["constants"]) | set(exported["derived"])
     inputs = {"tissues", "windows", "biosamples", "blocks", "dictionaries", "features"}
-    inputs |= {"training_tokens", "keep_streams", "fan_out", "shards"}
+    inputs |= {"training_tokens", "causal_tissues", "keep_streams", "fan_out", "shards"}
     used = {name for term in exported["terms"] for name in term[3]}
     assert used <= names | inputs
     assert {term[0] for term in exported["terms"]} == set(exported["stages"])
+
+
+STUDIES = [
+    {"tissues": 3, "windows": 96},
+    {"tissues": 5000, "windows": 96, "keep_streams": False, "training_tokens": 1e7},
+    {"tissues": 40, "windows": 1000, "biosamples": 5, "blocks": 3, "seeds": 3},
+    {"tissues": 7, "windows": 10, "widths": [4096, 16384], "fan_out": True},
+    {"tissues": 7, "windows": 10, "causal_tissues": 2, "devices": 64, "shards": 8},
+    {"tissues": 1, "windows": 50, "stages": ["extraction", "scores"], "devices": 3},
+    {"tissues": 9, "windows": 50, "peak_tflops": 0.3, "disk_gb_per_s": 0.001},
+]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node")
+def test_calculator_of_the_page_agrees_with_plan():
+    folder = resources.files("helpers") / "resources"
+    script = (folder / "calculator.js").read_text(encoding="utf-8")
+    model = costs.calculator()
+    model |= {"counts": list(costs.COUNTS), "columns": list(scaling.COLUMNS)}
+    studies = []
+    for study in STUDIES:
+        widths, seeds = study.get("widths", [8192]), study.get("seeds", 1)
+        studies.append(
+            {
+                "tissues": study["tissues"],
+                "windows": study["windows"],
+                "biosamples": study.get("biosamples", 2),
+                "blocks": study.get("blocks", 8),
+                "dictionaries": seeds * len(widths),
+                "features": seeds * sum(widths),
+                "d_sae": max(widths),
+                "training_tokens": study.get("training_tokens", 1e300),
+                "causal_tissues": study.get("causal_tissues", study["tissues"]),
+                "keep_streams": int(study.get("keep_streams", True)),
+                "fan_out": int(study.get("fan_out", False)),
+                "shards": study.get("shards", 1),
+                "devices": study.get("devices", 1),
+                "rate": study.get("peak_tflops", 312) * 1e12 * 0.3,
+                "disk": study.get("disk_gb_per_s", 1) * 1e9,
+                "stages": study.get("stages", list(costs.STAGES)),
+            }
+        )
+    script += f"const model = {json.dumps(model)};"
+    script += f"const studies = {json.dumps(studies)};"
+    script += "console.log(JSON.stringify(studies.map((x) => planStudy(model, x))))"
+    answer = subprocess.run(
+        ["node"], input=script, capture_output=True, text=True, check=True
+    )
+    for study, found in zip(STUDIES, json.loads(answer.stdout), strict=True):
+        expected = plan(**study)
+        assert found["bottleneck"] == expected.bottleneck
+        for row in found["rows"]:
+            of_stage = expected.table.loc[row["stage"]]
+            for name in scaling.COLUMNS:
+                assert row[name] == pytest.approx(of_stage[name], rel=1e-12)
+        for name in scaling.COLUMNS:
+            total = expected.totals[name]
+            assert found["totals"][name] == pytest.approx(total, rel=1e-12)
+
+
+def test_calculator_page_holds_all_it_needs():
+    page = scaling.calculator()
+    assert "http" not in page and "src=" not in page and "import " not in page
+    fields = set(re.findall(r'name="(\w[\w ]*)"', page))
+    read = set(re.findall(r'(?:value|checked|orAll)\("(\w+)"', page))
+    assert read <= fields
+    assert set(costs.STAGES) <= fields
+    assert page.count("<label>") == len(re.findall("<input", page))
+    assert "<form hidden>" in page and "116" in page  # what is there without scripts

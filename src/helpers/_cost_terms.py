@@ -81,6 +81,7 @@ DERIVED: dict[str, list[_Sum]] = {
     # Runs of each dictionary: one of all blocks, or one for each block.
     "split": [[(1, ()), (1, ("fan_out", "blocks")), (-1, ("fan_out",))]],
     "runs": [[(1, ("dictionaries", "split"))]],
+    "together": [[(1, ("blocks",)), (-1, ("fan_out", "blocks")), (1, ("fan_out",))]],
     # Blocks up to the last one studied, in a run of all and on average over runs; and
     # those that remain.
     "reach": [[(1, ("n_blocks",)), (-1, ("after_last",))]],
@@ -198,7 +199,7 @@ def _controls() -> list[Term]:
             stage, "moved", n_new * _HALF, ("rows", "d_model", "n_epochs", "runs")
         ),
         # Their rows are read at once; only a run's own dictionary is trained from disk.
-        Term(stage, "memory", _FLOAT, ("all_rows", "d_model")),
+        Term(stage, "memory", _FLOAT, ("rows", "d_model")),
         # An untrained model: streams, dictionary and features of one block.
         Term(stage, "towers", 1, ("windows", "runs")),
         *_passes(stage, 1, ("windows", "pairs", "runs"), head=False),
@@ -224,7 +225,7 @@ def _scores() -> list[Term]:
         Term(stage, "encoded", 1, encoded),
         Term(stage, "moved", _HALF, (*streams, "dictionaries", "keep_streams")),
         Term(stage, "kept", 2 * _FLOAT, ("windows", "pairs", "features", "blocks")),
-        Term(stage, "memory", 2 * _FLOAT, ("windows", "pairs", "d_sae", "blocks")),
+        Term(stage, "memory", 2 * _FLOAT, ("windows", "pairs", "d_sae", "together")),
     ]
 
 
@@ -260,8 +261,8 @@ def _evidence() -> list[Term]:
 
 def _causal() -> list[Term]:
     ways = len(_moves.DIRECTIONS)
-    each = ("tissues", "dictionaries", "blocks")
-    once = ("tissues", "runs")
+    each = ("causal_tissues", "dictionaries", "blocks")
+    once = ("causal_tissues", "runs")
     doses = len(_sweep.DOSES)
     # Doses: every method at every block, random features at one; base and target.
     n_tuned = doses * len(_moves.LINEAR)
@@ -296,7 +297,7 @@ def _causal() -> list[Term]:
     found += [
         Term("causal", "trained", n_new, ("rows", "n_epochs", "features", "split")),
         Term("causal", "encoded", n_new, encoded),
-        Term("causal", "memory", _FLOAT, ("all_rows", "d_model")),
+        Term("causal", "memory", _FLOAT, ("rows", "d_model")),
         Term("causal", "kept", n_new * 2 * _FLOAT, ("d_model", "features", "split")),
     ]
     # Ablation: unedited, selected and random sets; then sets that grow, and doses.
@@ -307,7 +308,7 @@ def _causal() -> list[Term]:
     found += _restarts(1, "grown_windows", "selected", *each)
     # Features of one lineage, in every lineage.
     found += _restarts(1, "grown_windows", *each)
-    return found + _restarts(1, "grown_windows", "tissues", *each)
+    return found + _restarts(1, "grown_windows", "causal_tissues", *each)
 
 
 def _n_moves() -> int:

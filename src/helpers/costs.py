@@ -192,6 +192,7 @@ def plan(
     seeds: int = 1,
     stages: Sequence[str] = tuple(STAGES),
     training_tokens: float = math.inf,
+    causal_tissues: int | None = None,
     keep_streams: bool = True,
     fan_out: bool = False,
     shards: int = 1,
@@ -224,6 +225,8 @@ def plan(
     training_tokens : float, default infinity
         Tokens that a dictionary is trained on, drawn from the ``select`` windows; the
         stages as they are take all.
+    causal_tissues : int, optional
+        Pairs that causal tests are made on; the stage as it is takes all.
     keep_streams : bool, default True
         Store residual streams, as the stages do. Otherwise two sweeps of the model: one
         keeps the training tokens, the other summarizes features as they are made.
@@ -257,6 +260,7 @@ def plan(
     widths = list(widths) or [settings.d_sae]
     counts = {"tissues": tissues, "windows": windows, "biosamples": biosamples}
     counts |= {"blocks": blocks, "seeds": seeds, "shards": shards, "devices": devices}
+    counts["causal_tissues"] = tissues if causal_tissues is None else causal_tissues
     _check(counts, widths, config, stages)
     numbers = {
         "training_tokens": training_tokens,
@@ -344,6 +348,11 @@ def _check(
         raise ValueError(
             f"blocks must be at most the model's {config.n_blocks}; got "
             f"{counts['blocks']}"
+        )
+    if counts["causal_tissues"] > counts["tissues"]:
+        raise ValueError(
+            f"causal_tissues must be at most the {counts['tissues']} tissues; got "
+            f"{counts['causal_tissues']}"
         )
     if any(width != int(width) or width < 1 for width in widths):
         raise ValueError(f"widths must be whole positive numbers; got {list(widths)}")
