@@ -41,7 +41,8 @@ STAGES = {
     "dictionaries": "training, cards, loss recovered (page 02)",
     "controls": "further dictionaries, an untrained model (pages 02 and 06)",
     "scores": "features of every token (page 03)",
-    "evidence": "input swaps, motif activity held, equal depth (pages 03 and 06)",
+    "evidence": "input swaps, motif activity held, replicates (page 03)",
+    "calibration": "the last block at equal depth, untrained (page 06)",
     "causal": "ablation, steering, other trainings (page 04)",
     "annotation": "regions of features (page 05)",
 }
@@ -103,6 +104,7 @@ UNITS: dict[str, tuple[str, ...]] = {
     "controls": ("runs",),
     "scores": ("runs", "shards"),
     "evidence": ("runs", "shards"),
+    "calibration": ("runs",),
     "causal": ("runs",),
     "annotation": ("runs",),
 }
@@ -245,13 +247,15 @@ def _evidence() -> list[Term]:
             Term(stage, "kept", factor * _FLOAT, (*passes, "features", "blocks")),
         ]
     found.append(Term(stage, "memory", 2 * _FLOAT, ("select", "samples", "d_sae")))
-    # The last block again: motif activity held, tracks thinned, the untrained model.
-    n = _VARIANTS + 1
-    held = ("select", "pairs", "runs")
+    return found
+
+
+def _calibration() -> list[Term]:
+    # The motif activity held: as sequenced, tracks thinned, and the untrained model.
+    stage, n = "calibration", _VARIANTS + 1
     return [
-        *found,
         Term(stage, "towers", n, ("select", "runs")),
-        *_passes(stage, n, held, head=False),
+        *_passes(stage, n, ("select", "pairs", "runs"), head=False),
         Term(stage, "inputs", n, ("tissues", "runs")),
         Term(stage, "inputs", n, ("runs",)),
         Term(stage, "encoded", n, ("select", "pairs", "n_tokens", "features", "split")),
@@ -340,6 +344,7 @@ TERMS: list[Term] = [
     *_controls(),
     *_scores(),
     *_evidence(),
+    *_calibration(),
     *_causal(),
     *_annotation(),
 ]

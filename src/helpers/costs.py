@@ -171,6 +171,8 @@ class Plan(NamedTuple):
     totals : pandas.Series
         ``pflop``, ``device_hours``, ``kept_gb``, ``jobs`` and ``wall_hours`` of all
         stages, one after the other; ``memory_gb``, the largest.
+    counts : pandas.DataFrame
+        Indexed by stage, a column for each of `COUNTS`: what it does how often.
     bottleneck : str
         The stage that takes longest, and what holds it up: ``arithmetic``, ``disk``,
         or ``too few jobs`` for the devices.
@@ -178,6 +180,7 @@ class Plan(NamedTuple):
 
     table: pd.DataFrame
     totals: pd.Series
+    counts: pd.DataFrame
     bottleneck: str
 
 
@@ -258,10 +261,10 @@ def plan(
     blocks = config.n_blocks if blocks is None else blocks
     settings = sae_config(config.d_model)
     widths = list(widths) or [settings.d_sae]
-    counts = {"tissues": tissues, "windows": windows, "biosamples": biosamples}
-    counts |= {"blocks": blocks, "seeds": seeds, "shards": shards, "devices": devices}
-    counts["causal_tissues"] = tissues if causal_tissues is None else causal_tissues
-    _check(counts, widths, config, stages)
+    given = {"tissues": tissues, "windows": windows, "biosamples": biosamples}
+    given |= {"blocks": blocks, "seeds": seeds, "shards": shards, "devices": devices}
+    given["causal_tissues"] = tissues if causal_tissues is None else causal_tissues
+    _check(given, widths, config, stages)
     numbers = {
         "training_tokens": training_tokens,
         "peak_tflops": peak_tflops,
@@ -272,7 +275,7 @@ def plan(
         if not value > 0:
             raise ValueError(f"{name} must be positive; got {value}")
     sizes = all_sizes(
-        {k: v for k, v in counts.items() if k not in ("seeds", "devices")}
+        {k: v for k, v in given.items() if k not in ("seeds", "devices")}
         | _constants(config)
         | {
             "dictionaries": seeds * len(widths),
@@ -284,17 +287,9 @@ def plan(
         }
     )
     rate = peak_tflops * _TERA * efficiency
+    counts = pd.DataFrame({stage: _counts(stage, sizes) for stage in stages}).T
     flop_of, rows, causes = count_flop(config), {}, {}
-    for stage in stages:
-        found = dict.fromkeys(COUNTS, 0.0)
-        for of, count, factor, names in TERMS:
-            if of != stage:
-                continue
-            value = product(factor, names, sizes)
-            if count == "memory":
-                found[count] = max(found[count], value)
-            else:
-                found[count] += value
+    for stage, found in counts.iterrows():
         flop = sum(found[count] * each for count, each in flop_of.items())
         jobs = product(1, UNITS[stage], sizes)
         hours = flop / rate / _HOUR
@@ -317,7 +312,20 @@ def plan(
     totals = table.drop(columns=["moved_gb", "memory_gb"]).sum()
     totals["memory_gb"] = table["memory_gb"].max()
     slowest = table["wall_hours"].idxmax()
-    return Plan(table, totals, f"{slowest}: {causes[slowest]}")
+    return Plan(table, totals, counts, f"{slowest}: {causes[slowest]}")
+
+
+def _counts(stage: str, sizes: dict[str, float]) -> dict[str, float]:
+    """Add up the terms of a stage; of arrays in memory the largest counts."""
+    found = dict.fromkeys(COUNTS, 0.0)
+    for of, count, factor, names in TERMS:
+        if of == stage:
+            value = product(factor, names, sizes)
+            if count == "memory":
+                found[count] = max(found[count], value)
+            else:
+                found[count] += value
+    return found
 
 
 def _constants(config: EpiBERTConfig) -> dict[str, float]:
