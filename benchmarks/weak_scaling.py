@@ -1,14 +1,14 @@
 """Does a second worker do a second worker's work? One against two, a core each.
 
 Weak scaling keeps the work of a worker and doubles the workers: two of them train a
-dictionary on batches of twice the rows (torch.distributed, gloo), or extract the streams
-of twice the windows (each its own, no communication). Efficiency is the time of one
-worker over that of two. One and two take turns, so that a change of the machine's load
-falls on both.
+dictionary on batches of twice the rows (torch.distributed, gloo), or extract the
+streams of twice the windows (each its own, no communication). Efficiency is the time of
+one worker over that of two. One and two take turns, so that a change of the machine's
+load falls on both.
 
 Both clocks are given. Wall time is what a user waits, and suffers from whatever else
-runs on the machine; CPU time of a worker's process does not, but leaves out waiting, for
-the other worker too. Linux only, two cores at least.
+runs on the machine; CPU time of a worker's process does not, but leaves out waiting,
+for the other worker too. Linux only, two cores at least.
 
     python benchmarks/weak_scaling.py --save
 
@@ -110,7 +110,9 @@ def worker(task: str, rank: int, cores: list[int], port: int, queue: mp.Queue) -
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     if len(cores) > 1:
         dist.init_process_group("gloo", rank=rank, world_size=len(cores))
-    queue.put({"dictionary": train_steps, "extraction": extract}[task](rank, len(cores)))
+    queue.put(
+        {"dictionary": train_steps, "extraction": extract}[task](rank, len(cores))
+    )
     if len(cores) > 1:
         dist.destroy_process_group()
 

@@ -142,7 +142,9 @@ def timed(task):
         before = time.perf_counter(), time.process_time()
         task()
         synchronize()
-        seconds.append((time.perf_counter() - before[0], time.process_time() - before[1]))
+        seconds.append(
+            (time.perf_counter() - before[0], time.process_time() - before[1])
+        )
     return np.median(seconds[1:], axis=0)  # the first warms up
 
 
@@ -204,10 +206,10 @@ def one_pass(name):
     )
 
 
-sustained = {k: parts_flop / one_pass(k) * 1e3 for k, parts_flop in (
-    (name, costs.forward_flop(config).sum()) for name, config in small_at_size.items()
-)}
-efficiency = {name: value / rate[1] for name, value in sustained.items()}
+efficiency = {
+    name: costs.forward_flop(config).sum() / (one_pass(name) / 1e3) / rate[1]
+    for name, config in small_at_size.items()
+}
 display(
     pd.DataFrame(
         {
@@ -216,9 +218,9 @@ display(
                 "biosample, all blocks and head (ms)": one_pass(name)
                 - of_window[name]["towers"],
                 "block (ms)": of_window[name]["blocks"],
-                "token and block (µs)": 1e3
-                * of_window[name]["blocks"]
-                / config.n_tokens,
+                "token and block (µs)": of_window[name]["blocks"]
+                / config.n_tokens
+                * 1e3,
                 "whole pass (ms)": one_pass(name),
                 "share of the product rate": efficiency[name],
             }
@@ -324,15 +326,207 @@ print(f"{1e3 * score_seconds / 512:.2f} CPU ms per feature, with 2,000 sign flip
 #
 # per `select` window, replicates being biosamples.
 
-
 # %%
-def work_of(stage, **given):
-    found = costs.stage_work(stage, windows=96, tissues=3, **given)
-    return {"passes": found["blocks"] / (48 * published.n_blocks)} | found
-
-
 passes = {}
 for n in (2, 6):
-    work = costs.stage_counts(tissues=3, windows=96, biosamples=n)
-    held = work.loc["evidence, last block again", "blocks"]
-    passes[n] = work.loc["evidence", "blocks"]
+    found = costs.plan(tissues=3, windows=96, biosamples=n)
+    passes[n] = found.counts.loc["evidence", "blocks"] / (48 * published.n_blocks)
+display(
+    Markdown(
+        f"With three pairs that is {passes[2]:.0f} passes of each `select` window, and "
+        f"{passes[6]:.0f} with two replicates of every biosample. Extraction needs 6."
+    )
+)
+
+# %% [markdown]
+# Below is every stage of three pairs and 96 windows, counted from the constants of the code.
+# `costs.count_passes` counts them in a model as it runs; the tests compare both, stage by stage, down to the last window.
+
+# %%
+study = costs.plan(tissues=3, windows=96)
+work = study.counts[["towers", "blocks", "gradients", "encoded", "trained"]].copy()
+work["blocks"] += work.pop("gradients")
+work["blocks"] /= 96 * 6 * published.n_blocks
+work[["encoded", "trained"]] /= 96 * 6 * published.n_tokens * 8192
+work["towers"] /= 96
+names = {
+    "towers": "sequence tower (× windows)",
+    "blocks": "blocks (× all of an extraction)",
+    "encoded": "encoded (× tokens and features of a block)",
+    "trained": "trained (× the same)",
+}
+work.rename(columns=names).round(2)
+
+# %%
+display(
+    Markdown(
+        f"Causal tests run {work.loc['causal', 'blocks']:.0f} times the blocks of an "
+        f"extraction: {study.table.loc['causal', 'pflop'] / study.totals['pflop']:.0%} "
+        "of all arithmetic. Most of it are the random sets that an effect is compared "
+        "with."
+    )
+)
+
+# %% [markdown]
+# ## A calculator
+#
+# `costs.plan` multiplies these counts by operations and bytes.
+# The form below does the same in the page; it works offline and without a kernel.
+#
+# - A device is given by its peak and by the share of it that is sustained. The 312 TFLOP/s are what the maker states of an A100 in bfloat16; the 30 % are an assumption, so measure yours.
+# - Each width and each seed is a run of its own; runs share the streams.
+# - The workflow makes *a run for each block*. That gives more jobs, but passes that start from the inputs are made for every block.
+# - *Shards* cut the windows into jobs of their own. The workflow makes one.
+# - Streams that are not *stored*, fewer *training tokens* and fewer *tissues of causal tests* describe changes, not what the stages do today.
+
+# %% tags=["hide-input"]
+display(HTML(scaling.calculator()))
+
+# %% [markdown]
+# The same in Python, on this machine in float32:
+
+# %%
+here = costs.plan(
+    tissues=3,
+    windows=96,
+    peak_tflops=rate[1] / 1e12,
+    efficiency=efficiency["published"],
+)
+columns = ["pflop", "device_hours", "kept_gb", "memory_gb"]
+display(here.table[columns].round(2), Markdown(f"Slowest: {here.bottleneck}."))
+
+# %% [markdown]
+# ## What a second worker brings
+#
+# Weak scaling keeps the work of a worker and doubles the workers.
+# Two train one dictionary on batches of twice the rows, exchanging sums after every step; or each extracts windows of its own, exchanging nothing.
+# `benchmarks/weak_scaling.py` lets one and two take turns, a core each; its repeats are read here, since a page that is built beside other work would measure the other work.
+
+# %%
+folder = resources.files("helpers") / "resources" / "weak_scaling"
+points = pd.read_csv(folder / "points.csv")
+made = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+spread = points.groupby(["task", "clock"], sort=False)["efficiency"]
+spread = spread.agg(median="median", smallest="min", largest="max")
+display(
+    spread.round(2),
+    Markdown(
+        f"{points['repeat'].nunique()} repeats of {made['date']} on {made['machine']}, "
+        f"load average {made['load_average_at_start']} at the start."
+    ),
+)
+
+# %% mystnb={"figure": {"caption": "Efficiency of two workers with twice the work, by task: points are repeats, bars medians. On one machine two workers share memory and caches, so that even work without communication loses something.", "name": "fig-weak-scaling"}, "image": {"alt": "Dot plot with a line for training and one for extraction; points of wall and CPU time left of or around a dotted line at one."}}
+scaling.weak_scaling(points)
+plt.show()
+
+# %% [markdown]
+# Wall time is what counts, and suffers from what else runs; CPU time leaves out waiting, also for the other worker.
+# Both workers share memory bandwidth here; on two machines they would share a network instead, which this does not measure.
+
+# %% [markdown]
+# ## 10,000 biosamples, on paper
+#
+# 5,000 pairs, 96 windows, the eight blocks of the published model, 8,192 features a block.
+# Every line changes one more thing.
+
+# %%
+large = {"tissues": 5000, "windows": 96}
+changes = {
+    "as the stages are": {},
+    "streams not stored, 10 M tokens": {
+        "keep_streams": False,
+        "training_tokens": 10_000_000,
+    },
+    "causal tests on 30 pairs": {"causal_tissues": 30},
+    "16 devices": {"devices": 16},
+    "16 shards": {"shards": 16},
+    "a run for each block": {"fan_out": True},
+}
+plans, given = {}, dict(large)
+for name, change in changes.items():
+    given |= change
+    plans[name] = costs.plan(**given)
+ladder = pd.DataFrame({name: found.totals for name, found in plans.items()}).T
+ladder = ladder[["pflop", "device_hours", "kept_gb", "memory_gb", "jobs", "wall_hours"]]
+ladder["bottleneck"] = [found.bottleneck for found in plans.values()]
+ladder.astype({"jobs": int}).round(0)
+
+# %% mystnb={"figure": {"caption": "Wall time, disk and the largest array of a job for 10,000 biosamples, one change after the other from top to bottom. Not storing streams saves disk, testing effects on some pairs saves time; more devices alone save little, because a stage of one job cannot use them.", "name": "fig-ten-thousand"}, "image": {"alt": "Three bar charts on logarithmic axes with a bar for each of six plans: wall hours, disk and memory, which fall from the first plan to the last."}}
+figure, panels = plt.subplots(1, 3, figsize=(10.5, 3.2), sharey=True)
+scaling.plan_ladder(plans, panels)
+plt.show()
+
+# %% mystnb={"figure": {"caption": "Device hours by stage: three pairs, 10,000 biosamples as the stages are, and with the changes. Causal tests grow with the square of the pairs, because features of each lineage are tried in every other.", "name": "fig-stage-hours"}, "image": {"alt": "Dot plot on a logarithmic axis, one line per stage and one marker per plan; the causal stage of the unchanged plan lies far to the right."}}
+chosen = {
+    "3 pairs": study,
+    "5,000 pairs, as the stages are": plans["as the stages are"],
+}
+scaling.stage_hours(
+    chosen | {"with the first two changes": plans["causal tests on 30 pairs"]}
+)
+plt.show()
+
+# %%
+first, second, third, *_, last = plans.values()
+streams_tb = first.table.loc["extraction", "kept_gb"] / 1e3
+summaries = second.table.loc["scores", "kept_gb"]
+few, many = study.table["pflop"], first.table["pflop"]
+times = large["tissues"] / 3
+display(
+    Markdown(f"""
+What would have to change, in the order in which it hurts:
+
+1. **Causal tests.** They take {first.table.loc["causal", "device_hours"]:,.0f} of {first.totals["device_hours"]:,.0f} device hours: {many["causal"] / few["causal"]:,.0f} times those of three pairs, for {times:,.0f} times the pairs. Every lineage's own features are tried in every lineage, which is quadratic. Effects of a sample of pairs answer the same question: with 30 of them all stages together take {third.totals["device_hours"]:,.0f} hours.
+2. **Streams.** Stored, they are {streams_tb:,.0f} TB, and training reads them {sae_config(published.d_model).n_epochs} times. The evidence passes already encode streams as the model makes them and keep window means; scores can do the same. Then extraction runs {second.table.loc["extraction", "pflop"] / first.table.loc["extraction", "pflop"]:.1f} times the arithmetic, and disk holds {second.totals["kept_gb"] / 1e3:,.1f} TB, {summaries / 1e3:,.1f} of them window means.
+3. **Memory.** Control dictionaries and other trainings hold their rows in memory, {first.totals["memory_gb"] / 1e3:,.1f} TB as they are and {second.table.loc["controls", "memory_gb"]:,.0f} GB for 10 million tokens; window means of all blocks at once are {second.table.loc["scores", "memory_gb"]:,.0f} GB, {last.table.loc["scores", "memory_gb"]:,.0f} GB block by block.
+4. **Jobs.** With 16 devices and nothing else, {plans["16 devices"].totals["wall_hours"]:,.0f} of {third.totals["wall_hours"]:,.0f} hours remain: a stage of one job uses one device. Runs for each block bring {last.totals["wall_hours"]:,.0f} hours, at {last.totals["device_hours"] / third.totals["device_hours"]:.1f} times the device hours, since every run trains its own controls.
+""")
+)
+
+# %% [markdown]
+# ## Sanity checks
+
+# %%
+assert all(1 <= share < 1.01 for share in agreement.values())
+assert [passes[2], passes[6]] == [2 * 6 + 2 * 3, 2 * 18 + 2 * 3]
+assert on_disk / n_values < 2.1
+assert (ladder["device_hours"] > 0).all()
+assert points["repeat"].nunique() >= 3
+torch.set_num_threads(threads_before)
+print("all hold")
+
+# %% [markdown]
+# ## Key takeaways
+
+# %% tags=["hide-input"]
+wall = spread.xs("wall", level="clock")["median"]
+takeaways = f"""
+- The sequence tower is {tower / whole:.0%} of a published pass and runs once per window: the more biosamples share it, the better.
+- Three pairs take {study.totals["pflop"]:,.0f} PFLOP, {study.table.loc["causal", "pflop"] / study.totals["pflop"]:.0%} of them causal tests, and {study.totals["kept_gb"]:,.0f} GB of disk, {study.table.loc["extraction", "kept_gb"] / study.totals["kept_gb"]:.0%} of it streams.
+- Two workers with twice the work keep {wall["dictionary"]:.0%} of the speed in training and {wall["extraction"]:.0%} in extraction, on the machine named above.
+- 10,000 biosamples are held up by {first.bottleneck.replace(":", ",")}; the changes above take {first.totals["device_hours"]:,.0f} device hours to {third.totals["device_hours"]:,.0f}.
+"""
+display(Markdown(takeaways))
+
+# %% [markdown]
+# ## Limits
+#
+# - No GPU was timed. The efficiency of a device is an input of the calculator, and its default an assumption.
+# - The plan for 10,000 biosamples has not been run, and the changes it names have not been made.
+# - Left out: downloads and reading of inputs, scanning for motifs, statistics on window means, steps of the short dictionaries of page 02, what a dictionary multiplies for active features only, and streams that causal tests would have to make again where none are stored.
+# - The plan counts at most: a block without context features has no causal tests, and sets are smaller where few features are significant.
+# - Stages are added up one after the other; the workflow runs causal tests and annotation side by side.
+# - Timings are those of a machine that other work may share; compare CPU times, not wall times.
+#
+# ## Exercises
+#
+# 1. Your cluster has eight devices and 2 TB of disk. How many pairs can you study with 96 windows, as the stages are?
+# 2. Which costs more, twice the windows or twice the biosamples?
+#
+# <details><summary>Answers</summary>
+#
+# 1. Disk decides: set the tissues so that the sum of *disk, GB* stays below 2,000. Each pair adds the same, so divide by what three pairs take.
+# 2. Twice the windows runs the sequence tower twice as often, so extraction costs more; but causal tests look at a fixed number of windows and at every pair, so the study as a whole costs more with twice the pairs. Try both in the calculator.
+#
+# </details>

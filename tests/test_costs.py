@@ -77,7 +77,12 @@ def test_forward_flop_leaves_out_little_that_is_computed_twice():
 
 def test_training_multiplies_two_dense_matrices_in_bfloat16():
     config = SAEConfig(
-        d_sae=64, k=4, batch_size=32, n_epochs=1, aux_coefficient=0, precision="bfloat16"
+        d_sae=64,
+        k=4,
+        batch_size=32,
+        n_epochs=1,
+        aux_coefficient=0,
+        precision="bfloat16",
     )
     rows = torch.randn(32 * 40, 16, generator=torch.Generator().manual_seed(0))
 
@@ -165,7 +170,7 @@ def test_plan_refuses(wrong, message):
         plan(**({"tissues": 3, "windows": 96} | wrong))
 
 
-# --- Passes of real runs -----------------------------------------------------------------
+# --- Passes of real runs --------------------------------------------------------------
 
 
 def sizes_of(study, **more):

@@ -1,8 +1,8 @@
 """What the stages of a run do, as sums of products of its sizes.
 
 Every number here is taken from the constants of the module that does the work, so that
-a changed constant changes the plan; `tests/test_costs.py` counts the same passes in real
-runs. A calculator in another language needs `DERIVED`, `UNITS` and the terms only.
+a changed constant changes the plan; `tests/test_costs.py` counts the same passes in
+real runs. A calculator in another language needs `DERIVED`, `UNITS` and the terms only.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Term(NamedTuple):
 def _passes(
     stage: str, factor: float, sizes: tuple[str, ...], *, head: bool
 ) -> list[Term]:
-    """Return passes without sequence tower, to the head or to the last block studied."""
+    """Return passes less the sequence tower, up to the head or the last block."""
     found = [
         Term(stage, "inputs", factor, sizes),
         Term(stage, "blocks", factor, (*sizes, "n_blocks" if head else "depth")),
@@ -197,9 +197,7 @@ def _controls() -> list[Term]:
     return [
         Term(stage, "trained", n_new, ("rows", "n_epochs", "features", "split")),
         Term(stage, "kept", n_new * 2 * _FLOAT, ("d_model", "features", "split")),
-        Term(
-            stage, "moved", n_new * _HALF, ("rows", "d_model", "n_epochs", "runs")
-        ),
+        Term(stage, "moved", n_new * _HALF, ("rows", "d_model", "n_epochs", "runs")),
         # Their rows are read at once; only a run's own dictionary is trained from disk.
         Term(stage, "memory", _FLOAT, ("rows", "d_model")),
         # An untrained model: streams, dictionary and features of one block.

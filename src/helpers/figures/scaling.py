@@ -208,7 +208,9 @@ def weak_scaling(points: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax = new_axes(ax, 6.5, 2.6)
     looks = {"wall": ("in_vitro", "o"), "cpu": ("in_vivo", "s")}
     tasks = list(dict.fromkeys(points["task"]))
-    for shift, (clock, (color, marker)) in zip((-0.12, 0.12), looks.items(), strict=True):
+    for shift, (clock, (color, marker)) in zip(
+        (-0.12, 0.12), looks.items(), strict=True
+    ):
         rows = points[points["clock"] == clock]
         y = rows["task"].map(tasks.index) + shift
         ax.plot(rows["efficiency"], y, marker, color=COLORS[color], alpha=0.5)
