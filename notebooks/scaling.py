@@ -42,17 +42,21 @@ repeats: int = 5  # of every timing; the median is shown
 
 # %% tags=["remove-stderr"]
 import json
+import tempfile
 import time
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from IPython.display import HTML, Markdown, display
+from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import costs, figures, sae
+from helpers import causal, costs, figures, sae
+from helpers.activations import ActivationStore
 from helpers.cds import context_divergence
 from helpers.epibert import TOKEN_BP, EpiBERT, EpiBERTConfig
 from helpers.figures import scaling
@@ -85,14 +89,14 @@ per_pass.index = [
 ]
 per_pass.rename_axis("operations, 1e9").round(3)
 
-# %%
+# %% tags=["hide-input"]
 token = {k: parts.loc["blocks", k] / c.n_tokens for k, c in small_at_size.items()}
 tower = parts.loc["towers", "published"]
 whole = costs.forward_flop(published).sum()
 display(
     Markdown(
-        f"A block multiplies {token['small'] / 1e3:,.0f} thousand numbers per token in "
-        f"the small model and {token['published'] / 1e6:,.1f} million in the published "
+        f"A block takes {token['small'] / 1e3:,.0f} thousand operations per token in the "
+        f"small model and {token['published'] / 1e6:,.1f} million in the published "
         f"one. A published pass takes {whole / 1e12:.2f} × 10¹² operations, "
         f"{tower / whole:.0%} of them in the sequence tower: the second biosample of a "
         f"window costs {1 - tower / whole:.0%} of the first."
@@ -104,10 +108,8 @@ display(
 # Torch counts the operations of a pass as it runs, or on tensors without numbers (`meta`), where a model of the published size takes no time and no memory.
 # In evaluation the first layers work on pieces that overlap, so that a little is computed twice.
 
+
 # %%
-from torch.utils.flop_counter import FlopCounterMode
-
-
 def counted_by_torch(config):
     empty = EpiBERT(config).to("meta").eval()
     shapes = [(1, config.input_length, 4), (1, config.input_length // 4)]
@@ -193,7 +195,7 @@ for name, (model, n) in models.items():
 timings = pd.DataFrame(rows).set_index(["model", "part"])
 timings.rename(columns={"share": "share of the product rate"}).round(3)
 
-# %%
+# %% tags=["hide-input"]
 of_window = {
     name: table["CPU, ms"].droplevel(0) for name, table in timings.groupby(level=0)
 }
@@ -239,11 +241,6 @@ display(
 # A stream is stored in half precision: two bytes for each number of a token, for each block, window and biosample.
 
 # %%
-import tempfile
-from pathlib import Path
-
-from helpers.activations import ActivationStore
-
 n_windows = 8
 windows = pd.DataFrame({"chrom": "chr1", "start": np.arange(n_windows) * 8192})
 windows = windows.assign(end=windows["start"] + 8192, split="select", block="chr1")
@@ -326,15 +323,17 @@ print(f"{1e3 * score_seconds / 512:.2f} CPU ms per feature, with 2,000 sign flip
 #
 # per `select` window, replicates being biosamples.
 
-# %%
+# %% tags=["hide-input"]
 passes = {}
 for n in (2, 6):
     found = costs.plan(tissues=3, windows=96, biosamples=n)
     passes[n] = found.counts.loc["evidence", "blocks"] / (48 * published.n_blocks)
+extracted = found.counts.loc["extraction", "blocks"] / (96 * published.n_blocks)
 display(
     Markdown(
         f"With three pairs that is {passes[2]:.0f} passes of each `select` window, and "
-        f"{passes[6]:.0f} with two replicates of every biosample. Extraction needs 6."
+        f"{passes[6]:.0f} with two replicates of every biosample. "
+        f"Extraction needs {extracted:.0f}."
     )
 )
 
@@ -357,13 +356,14 @@ names = {
 }
 work.rename(columns=names).round(2)
 
-# %%
+# %% tags=["hide-input"]
+n_random = sum(sum(sets.values()) for sets in causal.N_RANDOM.values())
 display(
     Markdown(
         f"Causal tests run {work.loc['causal', 'blocks']:.0f} times the blocks of an "
         f"extraction: {study.table.loc['causal', 'pflop'] / study.totals['pflop']:.0%} "
-        "of all arithmetic. Most of it are the random sets that an effect is compared "
-        "with."
+        f"of all arithmetic. Each effect is compared with {n_random} random sets of "
+        "features, for every block, lineage and direction."
     )
 )
 
@@ -383,7 +383,7 @@ display(
 display(HTML(scaling.calculator()))
 
 # %% [markdown]
-# The same in Python, on this machine in float32:
+# The same in Python, for one core of this machine in float32:
 
 # %%
 here = costs.plan(
@@ -402,7 +402,7 @@ display(here.table[columns].round(2), Markdown(f"Slowest: {here.bottleneck}."))
 # Two train one dictionary on batches of twice the rows, exchanging sums after every step; or each extracts windows of its own, exchanging nothing.
 # `benchmarks/weak_scaling.py` lets one and two take turns, a core each; its repeats are read here, since a page that is built beside other work would measure the other work.
 
-# %%
+# %% tags=["hide-input"]
 folder = resources.files("helpers") / "resources" / "weak_scaling"
 points = pd.read_csv(folder / "points.csv")
 made = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
@@ -416,7 +416,7 @@ display(
     ),
 )
 
-# %% mystnb={"figure": {"caption": "Efficiency of two workers with twice the work, by task: points are repeats, bars medians. On one machine two workers share memory and caches, so that even work without communication loses something.", "name": "fig-weak-scaling"}, "image": {"alt": "Dot plot with a line for training and one for extraction; points of wall and CPU time left of or around a dotted line at one."}}
+# %% mystnb={"figure": {"caption": "Efficiency of two workers with twice the work, by task: points are repeats, bars medians. Two workers of one machine share memory and caches; wall time also holds what else ran.", "name": "fig-weak-scaling"}, "image": {"alt": "Dot plot with a line for training and one for extraction; points of wall and CPU time beside a dotted line at one, which stands for no loss."}}
 scaling.weak_scaling(points)
 plt.show()
 
@@ -452,7 +452,7 @@ ladder = ladder[["pflop", "device_hours", "kept_gb", "memory_gb", "jobs", "wall_
 ladder["bottleneck"] = [found.bottleneck for found in plans.values()]
 ladder.astype({"jobs": int}).round(0)
 
-# %% mystnb={"figure": {"caption": "Wall time, disk and the largest array of a job for 10,000 biosamples, one change after the other from top to bottom. Not storing streams saves disk, testing effects on some pairs saves time; more devices alone save little, because a stage of one job cannot use them.", "name": "fig-ten-thousand"}, "image": {"alt": "Three bar charts on logarithmic axes with a bar for each of six plans: wall hours, disk and memory, which fall from the first plan to the last."}}
+# %% mystnb={"figure": {"caption": "Wall time, disk and the largest array of a job for 10,000 biosamples, one change after the other from top to bottom. Not storing streams saves disk, testing effects on some pairs saves time; more devices alone save little, because a stage of one job cannot use them.", "name": "fig-ten-thousand"}, "image": {"alt": "Three dot plots on logarithmic axes with a point for each of six plans, joined by a line: wall hours, disk and memory of a job."}}
 figure, panels = plt.subplots(1, 3, figsize=(10.5, 3.2), sharey=True)
 scaling.plan_ladder(plans, panels)
 plt.show()
@@ -467,10 +467,13 @@ scaling.stage_hours(
 )
 plt.show()
 
-# %%
+# %% tags=["hide-input"]
 first, second, third, *_, last = plans.values()
 streams_tb = first.table.loc["extraction", "kept_gb"] / 1e3
 summaries = second.table.loc["scores", "kept_gb"]
+stage = second.counts.loc["dictionaries"]
+spliced = stage["blocks"] * costs.count_flop(published)["blocks"] / 1e15
+spliced /= second.table.loc["dictionaries", "pflop"]
 few, many = study.table["pflop"], first.table["pflop"]
 times = large["tissues"] / 3
 display(
@@ -480,7 +483,8 @@ What would have to change, in the order in which it hurts:
 1. **Causal tests.** They take {first.table.loc["causal", "device_hours"]:,.0f} of {first.totals["device_hours"]:,.0f} device hours: {many["causal"] / few["causal"]:,.0f} times those of three pairs, for {times:,.0f} times the pairs. Every lineage's own features are tried in every lineage, which is quadratic. Effects of a sample of pairs answer the same question: with 30 of them all stages together take {third.totals["device_hours"]:,.0f} hours.
 2. **Streams.** Stored, they are {streams_tb:,.0f} TB, and training reads them {sae_config(published.d_model).n_epochs} times. The evidence passes already encode streams as the model makes them and keep window means; scores can do the same. Then extraction runs {second.table.loc["extraction", "pflop"] / first.table.loc["extraction", "pflop"]:.1f} times the arithmetic, and disk holds {second.totals["kept_gb"] / 1e3:,.1f} TB, {summaries / 1e3:,.1f} of them window means.
 3. **Memory.** Control dictionaries and other trainings hold their rows in memory, {first.totals["memory_gb"] / 1e3:,.1f} TB as they are and {second.table.loc["controls", "memory_gb"]:,.0f} GB for 10 million tokens; window means of all blocks at once are {second.table.loc["scores", "memory_gb"]:,.0f} GB, {last.table.loc["scores", "memory_gb"]:,.0f} GB block by block.
-4. **Jobs.** With 16 devices and nothing else, {plans["16 devices"].totals["wall_hours"]:,.0f} of {third.totals["wall_hours"]:,.0f} hours remain: a stage of one job uses one device. Runs for each block bring {last.totals["wall_hours"]:,.0f} hours, at {last.totals["device_hours"] / third.totals["device_hours"]:.1f} times the device hours, since every run trains its own controls.
+4. **Cards.** Loss recovered is measured on every biosample: with 10 million training tokens it is {spliced:.0%} of the arithmetic of dictionaries. A sample of biosamples would do.
+5. **Jobs.** With 16 devices and nothing else, {plans["16 devices"].totals["wall_hours"]:,.0f} of {third.totals["wall_hours"]:,.0f} hours remain: a stage of one job uses one device. Runs for each block bring {last.totals["wall_hours"]:,.0f} hours, at {last.totals["device_hours"] / third.totals["device_hours"]:.1f} times the device hours, since every run trains its own controls.
 """)
 )
 
@@ -500,12 +504,12 @@ print("all hold")
 # ## Key takeaways
 
 # %% tags=["hide-input"]
-wall = spread.xs("wall", level="clock")["median"]
+median = spread["median"]
 takeaways = f"""
 - The sequence tower is {tower / whole:.0%} of a published pass and runs once per window: the more biosamples share it, the better.
 - Three pairs take {study.totals["pflop"]:,.0f} PFLOP, {study.table.loc["causal", "pflop"] / study.totals["pflop"]:.0%} of them causal tests, and {study.totals["kept_gb"]:,.0f} GB of disk, {study.table.loc["extraction", "kept_gb"] / study.totals["kept_gb"]:.0%} of it streams.
-- Two workers with twice the work keep {wall["dictionary"]:.0%} of the speed in training and {wall["extraction"]:.0%} in extraction, on the machine named above.
-- 10,000 biosamples are held up by {first.bottleneck.replace(":", ",")}; the changes above take {first.totals["device_hours"]:,.0f} device hours to {third.totals["device_hours"]:,.0f}.
+- Two workers with twice the work keep {median["dictionary", "wall"]:.0%} of the speed in training ({median["dictionary", "cpu"]:.0%} by CPU time) and {median["extraction", "wall"]:.0%} in extraction ({median["extraction", "cpu"]:.0%}), under the load named above.
+- 10,000 biosamples are held up by stage {first.bottleneck.split(":")[0]}, not by extraction; the first two changes take {first.totals["device_hours"]:,.0f} device hours to {third.totals["device_hours"]:,.0f}.
 """
 display(Markdown(takeaways))
 

@@ -45,13 +45,15 @@ _STYLE = """
 .plan { background: var(--pst-color-background, Canvas); padding: 0.5em;
   color: var(--pst-color-text-base, CanvasText); font-size: 0.9em; }
 .plan fieldset { border: 1px solid currentColor; margin: 0 0 0.7em; padding: 0.5em;
-  display: grid; grid-template-columns: repeat(auto-fill, minmax(11.5em, 1fr));
-  gap: 0.5em 1em; min-width: 0; }
-.plan legend { font-weight: bold; font-size: 1em; width: auto; margin: 0; }
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5em, 1fr));
+  gap: 0.5em 1em; align-items: end; min-width: 0; }
+.plan legend { float: none; grid-column: 1 / -1; font-weight: bold; font-size: 1em;
+  width: auto; margin: 0; }
 .plan label { display: block; margin: 0; }
 .plan input:not([type=checkbox]) { display: block; width: 100%; box-sizing: border-box;
   color: inherit; background: transparent; border: 1px solid currentColor;
   padding: 0.2em 0.4em; font: inherit; }
+.plan input::placeholder { color: inherit; opacity: 0.75; }
 .plan input:invalid { outline: 2px solid #D55E00; }
 .plan .scroll { overflow-x: auto; }
 .plan table { border-collapse: collapse; width: 100%; margin: 0 0 0.5em;
@@ -181,16 +183,19 @@ def plan_ladder(plans: Mapping[str, costs.Plan], axes: np.ndarray) -> None:
     }
     for ax, (name, label) in zip(axes, wanted.items(), strict=True):
         values = [found.totals[name] for found in plans.values()]
-        ax.barh(list(plans), values, color=COLORS["sae"], height=0.6)
+        ax.plot(values, list(plans), "o-", color=COLORS["sae"], lw=1)
         for y, value in enumerate(values):
             ax.annotate(
-                f" {value:,.0f}" if value >= 10 else f" {value:,.2g}",
+                f"{value:,.0f}" if value >= 10 else f"{value:,.2g}",
                 (value, y),
+                (7, 0),
+                textcoords="offset points",
                 va="center",
                 fontsize=9,
             )
         ax.set_xscale("log")
-        ax.set_xlim(min(values) / 3, max(values) * 12)
+        ax.set_xlim(min(values) / 3, max(values) * 30)
+        ax.grid(axis="y", color="0.9")
         ax.set_xlabel(label)
     axes[0].invert_yaxis()
 

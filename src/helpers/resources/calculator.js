@@ -83,7 +83,7 @@ function readForm(form, model) {
 
 function shown(value) {
   if (value === 0) return "0";
-  if (value < 0.01) return value.toExponential(0);
+  if (value < 0.005) return "< 0.01";
   const digits = value < 10 ? 2 : value < 100 ? 1 : 0;
   return value.toLocaleString("en-US", {
     minimumFractionDigits: digits,
