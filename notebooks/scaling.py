@@ -449,6 +449,8 @@ for name, change in changes.items():
     plans[name] = costs.plan(**given)
 ladder = pd.DataFrame({name: found.totals for name, found in plans.items()}).T
 ladder = ladder[["pflop", "device_hours", "kept_gb", "memory_gb", "jobs", "wall_hours"]]
+passed = [found.counts["blocks"].sum() / published.n_blocks for found in plans.values()]
+ladder.insert(0, "passes (million)", np.array(passed) / 1e6)
 ladder["bottleneck"] = [found.bottleneck for found in plans.values()]
 ladder.astype({"jobs": int}).round(0)
 
@@ -509,7 +511,7 @@ takeaways = f"""
 - The sequence tower is {tower / whole:.0%} of a published pass and runs once per window: the more biosamples share it, the better.
 - Three pairs take {study.totals["pflop"]:,.0f} PFLOP, {study.table.loc["causal", "pflop"] / study.totals["pflop"]:.0%} of them causal tests, and {study.totals["kept_gb"]:,.0f} GB of disk, {study.table.loc["extraction", "kept_gb"] / study.totals["kept_gb"]:.0%} of it streams.
 - Two workers with twice the work keep {median["dictionary", "wall"]:.0%} of the speed in training ({median["dictionary", "cpu"]:.0%} by CPU time) and {median["extraction", "wall"]:.0%} in extraction ({median["extraction", "cpu"]:.0%}), under the load named above.
-- 10,000 biosamples are held up by stage {first.bottleneck.split(":")[0]}, not by extraction; the first two changes take {first.totals["device_hours"]:,.0f} device hours to {third.totals["device_hours"]:,.0f}.
+- 10,000 biosamples are held up by the stage *{first.bottleneck.split(":")[0]}*; the first two changes take {first.totals["device_hours"]:,.0f} device hours to {third.totals["device_hours"]:,.0f}.
 """
 display(Markdown(takeaways))
 

@@ -7,7 +7,9 @@ import subprocess
 from dataclasses import replace
 from importlib import resources
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -344,6 +346,61 @@ def test_calculator_of_the_page_agrees_with_plan():
         for name in scaling.COLUMNS:
             total = expected.totals[name]
             assert found["totals"][name] == pytest.approx(total, rel=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_calculator_answers_in_a_browser_offline(tmp_path):
+    page = tmp_path / "page.html"
+    fill = """<script>
+        const form = document.querySelector("form");
+        form.elements.tissues.value = "40";
+        form.elements.widths.value = "4096, 8192";
+        form.elements.training_tokens.value = "1000000";
+        form.elements.causal.checked = false;
+        form.dispatchEvent(new Event("input"));
+    </script>"""
+    page.write_text(f"<!doctype html><body>{scaling.calculator()}{fill}")
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu"]
+    browser += [f"--user-data-dir={tmp_path}/profile", "--dump-dom", page.as_uri()]
+    found = subprocess.run(browser, capture_output=True, text=True, timeout=120)
+    expected = plan(
+        tissues=40,
+        windows=96,
+        widths=[4096, 8192],
+        training_tokens=1_000_000,
+        stages=[stage for stage in costs.STAGES if stage != "causal"],
+    )
+    assert "<form hidden" not in found.stdout
+    body = found.stdout.partition("<tbody>")[2].partition("</tbody>")[0]
+    last = re.findall(r"<td>([^<]*)</td>", body)[-len(scaling.COLUMNS) :]
+    shown = dict(zip(scaling.COLUMNS, last, strict=True))
+    assert shown["jobs"] == f"{expected.totals['jobs']:.0f}"
+    assert shown["pflop"] == f"{expected.totals['pflop']:.0f}"
+    assert shown["kept_gb"] == f"{expected.totals['kept_gb']:.0f}"
+    assert f"Slowest: {expected.bottleneck}." in found.stdout
+
+
+def test_figures_show_what_they_are_given():
+    plans = {"one": plan(tissues=1, windows=8), "three": plan(tissues=3, windows=8)}
+    ax = scaling.stage_hours(plans)
+    of_three = ax.lines[1].get_xdata()
+    assert list(of_three) == list(plans["three"].table["device_hours"])
+    figure, panels = plt.subplots(1, 3)
+    scaling.plan_ladder(plans, panels)
+    wall = [found.totals["wall_hours"] for found in plans.values()]
+    assert list(panels[0].lines[0].get_xdata()) == wall
+    points = pd.DataFrame(
+        {
+            "task": ["a"] * 6,
+            "clock": ["wall", "cpu"] * 3,
+            "efficiency": [0.5, 0.9, 0.7, 0.9, 0.6, 1.0],
+        }
+    )
+    ax = scaling.weak_scaling(points)
+    medians = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
+    assert medians == [0.6, 0.9]
+    plt.close("all")
 
 
 def test_calculator_page_holds_all_it_needs():

@@ -8,7 +8,7 @@ norms, activations, softmaxes and sparse products. Divided by what a device sust
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -141,7 +141,7 @@ def count_passes(model: EpiBERT) -> Iterator[dict[str, int]]:
         "heads": [model.head_output],
     }
 
-    def counter(name: str):  # noqa: ANN202
+    def counter(name: str) -> Callable[..., None]:
         def add(module: object, inputs: tuple, output: torch.Tensor) -> None:
             found[name] += len(output)
 
