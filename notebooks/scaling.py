@@ -63,6 +63,11 @@ from helpers.figures import scaling
 from helpers.small_model import load_small_model
 from helpers.stages import sae_config
 
+
+def significant(x):  # three digits
+    return x if isinstance(x, str) else f"{x:,.0f}" if abs(x) >= 100 else f"{x:.3g}"
+
+
 figures.set_style()
 threads_before = torch.get_num_threads()
 torch.set_num_threads(1)  # rates of one core: others can be multiplied out
@@ -87,7 +92,7 @@ per_pass.index = [
     "one block, per window and biosample",
     "head, per window and biosample",
 ]
-per_pass.rename_axis("operations, 1e9").round(3)
+per_pass.rename_axis("operations, 1e9").map(significant)
 
 # %% tags=["hide-input"]
 token = {k: parts.loc["blocks", k] / c.n_tokens for k, c in small_at_size.items()}
@@ -193,7 +198,7 @@ for name, (model, n) in models.items():
         row |= {"CPU, ms": 1e3 * scale * cpu, "GFLOP/s": flop[part] / cpu / 1e9}
         rows.append(row | {"share": flop[part] / cpu / rate[1]})
 timings = pd.DataFrame(rows).set_index(["model", "part"])
-timings.rename(columns={"share": "share of the product rate"}).round(3)
+timings.rename(columns={"share": "share of the product rate"}).map(significant)
 
 # %% tags=["hide-input"]
 of_window = {
@@ -228,7 +233,7 @@ display(
             }
             for name, config in small_at_size.items()
         }
-    ).round(3)
+    ).map(significant)
 )
 
 # %% [markdown]
@@ -452,7 +457,9 @@ ladder = ladder[["pflop", "device_hours", "kept_gb", "memory_gb", "jobs", "wall_
 passed = [found.counts["blocks"].sum() / published.n_blocks for found in plans.values()]
 ladder.insert(0, "passes (million)", np.array(passed) / 1e6)
 ladder["bottleneck"] = [found.bottleneck for found in plans.values()]
-ladder.astype({"jobs": int}).round(0)
+names = {"device_hours": "device hours", "wall_hours": "wall hours"}
+names |= {"kept_gb": "disk (GB)", "memory_gb": "memory (GB)", "pflop": "PFLOP"}
+ladder.rename(columns=names).map(significant)
 
 # %% mystnb={"figure": {"caption": "Wall time, disk and the largest array of a job for 10,000 biosamples, one change after the other from top to bottom. Not storing streams saves disk, testing effects on some pairs saves time; more devices alone save little, because a stage of one job cannot use them.", "name": "fig-ten-thousand"}, "image": {"alt": "Three dot plots on logarithmic axes with a point for each of six plans, joined by a line: wall hours, disk and memory of a job."}}
 figure, panels = plt.subplots(1, 3, figsize=(10.5, 3.2), sharey=True)

@@ -60,6 +60,7 @@ _STYLE = """
   color: inherit; background: none; }
 .plan th, .plan td { text-align: right; padding: 0.2em 0.6em; color: inherit;
   background: none; border: 0; border-bottom: 1px solid currentColor; }
+.plan td { white-space: nowrap; }
 .plan tr > :first-child { text-align: left; }
 .plan tbody tr:last-child { font-weight: bold; }
 """
@@ -86,11 +87,12 @@ def calculator(config: EpiBERTConfig | None = None) -> str:
     }
     first = costs.plan(config, tissues=3, windows=96)
     script = resources.files("helpers") / "resources" / "calculator.js"
+    # Themes give output of cells a light ground in dark mode, but not data frames.
     heads = "".join(f'<th scope="col">{text}</th>' for text in COLUMNS.values())
     return f"""<div class="plan">
 <style>{_STYLE}</style>
 {_form(config, model)}
-<div class="scroll" role="region" aria-label="Plan by stage" tabindex="0"><table>
+<div class="scroll" role="region" aria-label="Plan by stage" tabindex="0"><table class="dataframe">
 <thead><tr><th scope="col">stage</th>{heads}</tr></thead>
 <tbody>{_rows(first)}</tbody>
 </table></div>
