@@ -92,7 +92,8 @@ def calculator(config: EpiBERTConfig | None = None) -> str:
     return f"""<div class="plan">
 <style>{_STYLE}</style>
 {_form(config, model)}
-<div class="scroll" role="region" aria-label="Plan by stage" tabindex="0"><table class="dataframe">
+<div class="scroll" role="region" aria-label="Plan by stage" tabindex="0">
+<table class="dataframe">
 <thead><tr><th scope="col">stage</th>{heads}</tr></thead>
 <tbody>{_rows(first)}</tbody>
 </table></div>
