@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 
+import pandas as pd
 import yaml
 
-from helpers import causal
-from helpers.costs import study_costs
+from helpers import costs
 from helpers.epibert import EpiBERTConfig
 from helpers.public_data import ENCODE_TISSUES
-from helpers.stages import sae_config
 from helpers.tissues import CONTEXTS, tissue_files
 
 
@@ -27,25 +26,25 @@ def main() -> None:
         yaml.safe_load(path.read_text(encoding="utf-8"))
         for path in tissue_files(ENCODE_TISSUES)
     ]
-    config = EpiBERTConfig()
     n_windows = tissues[0]["windows"]["n_windows"]
-    table = study_costs(
-        config,
-        n_biosamples=len(tissues) * len(CONTEXTS),
-        n_windows=n_windows,
-        sae=sae_config(config.d_model),
-        n_random_sets=sum(sum(sets.values()) for sets in causal.N_RANDOM.values()),
-        n_ablation_windows=min(causal.N_WINDOWS, n_windows // 4),
+    replicates = [len(tissue.get("replicates") or []) for tissue in tissues]
+    found = costs.plan(
+        tissues=len(tissues),
+        biosamples=len(CONTEXTS) + max(replicates),
+        windows=n_windows,
+        peak_tflops=arguments.rate or 1.0,
+        efficiency=1.0,
     )
-    table.loc["all of it"] = table.sum()
-    print(f"{len(tissues)} pairs, {n_windows} windows of {config.input_length} bp\n")
+    table = pd.concat([found.table, found.totals.rename("all of it").to_frame().T])
+    length = EpiBERTConfig().input_length
+    print(f"{len(tissues)} pairs, {n_windows} windows of {length} bp\n")
     hours = arguments.rate is not None
     print("| stage | PFLOP | disk, GB |" + (" hours |" if hours else ""))
     print("| --- | --- | --- |" + (" --- |" if hours else ""))
     for stage, row in table.iterrows():
-        line = f"| {stage} | {row['pflop']:,.1f} | {row['disk_gb']:,.1f} |"
+        line = f"| {stage} | {row['pflop']:,.1f} | {row['kept_gb']:,.1f} |"
         if hours:
-            line += f" {1e3 * row['pflop'] / arguments.rate / 3600:,.1f} |"
+            line += f" {row['device_hours']:,.1f} |"
         print(line)
 
 
