@@ -94,9 +94,7 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
     paths = [Path(folder) for folder in folders]
     names = [path.name for path in paths]
     if not paths or len(set(names)) < len(names):
-        raise ValueError(
-            f"runs must be one or more folders of other names; got {names}"
-        )
+        raise ValueError(f"runs must be folders, each of another name; got {names}")
     missing = pd.DataFrame(
         [(path.name, *found) for path in paths if (found := _missing(path))],
         columns=["run", "absent", "pages"],

@@ -59,9 +59,7 @@ def read_parameters(
     if file is not None:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         if not isinstance(content, dict):
-            raise ValueError(
-                f"{file}: expected parameters, one per line; got {content!r}"
-            )
+            raise ValueError(f"{file}: expected parameters by name; got {content!r}")
         set_there = [n for n in NOTEBOOK_PARAMETERS if content.get(n) is not None]
         given = {name: content[name] for name in set_there}
     unknown = sorted({name for name, _ in values} - set(_KNOWN))
