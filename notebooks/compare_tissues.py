@@ -38,7 +38,6 @@ runs: list = [  # folders of finished runs, in the order in which they are shown
 
 # %%
 import matplotlib.pyplot as plt
-import pandas as pd
 from IPython.display import Markdown, display
 
 from helpers import figures
@@ -54,7 +53,7 @@ for row in found.missing.itertuples():
             f"**Not compared: `{row.run}`.** It lacks {row.absent}; pages {row.pages} make them."
         )
     )
-if found.runs["model"].nunique() > 1:
+if len(set(found.runs["model"])) > 1:
     display(Markdown("**These runs are of different models**: compare with care."))
 
 # %% [markdown]

@@ -61,7 +61,8 @@ def steering(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     offsets = np.linspace(-0.2, 0.2, len(_METHODS))
     for offset, (method, (kind, marker)) in zip(offsets, _METHODS.items(), strict=True):
         own = rows[rows["method"] == method]
-        y = [place[key] + offset for key in zip(own["run"], own["lineage"])]
+        keys = zip(own["run"], own["lineage"], strict=True)
+        y = [place[key] + offset for key in keys]
         bars = np.stack([own["gc2"] - own["low"], own["high"] - own["gc2"]])
         ax.errorbar(
             100 * own["gc2"],
