@@ -119,9 +119,17 @@ def test_what_is_missing_is_told_with_the_page_that_makes_it(tmp_path):
 def test_nothing_to_compare_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="c lacks .*cds.parquet"):
         compare_runs([tmp_path / "c"])
-    for folders in ([], [tmp_path / "x" / "c", tmp_path / "c"]):
-        with pytest.raises(ValueError, match="each of another name"):
+    for folders in ([], [tmp_path / "c", tmp_path / "x" / ".." / "c"]):
+        with pytest.raises(ValueError, match="each of them once"):
             compare_runs(folders)
+
+
+def test_runs_are_named_by_what_tells_their_folders_apart(tmp_path):
+    folders = [tmp_path / name / "seed0" / "block3" for name in ("kidney", "heart")]
+    for folder in folders:
+        finish(folder)
+    names = ["kidney/seed0/block3", "heart/seed0/block3"]
+    assert list(compare_runs(folders).runs.index) == names
 
 
 def test_figures_have_a_row_for_every_claim_and_pair(tmp_path):

@@ -6,6 +6,7 @@ the page that would complete it, and left out.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +40,7 @@ class Comparison(NamedTuple):
     Attributes
     ----------
     runs : pandas.DataFrame
-        Indexed by ``run`` (name of the folder): ``pairs`` (names of the lineages),
+        Indexed by ``run`` (what the paths of the folders do not share): ``pairs`` (names of the lineages),
         ``dictionaries`` (``own``, or of which run), ``model`` (digest).
     fidelity : pandas.DataFrame
         One row per ``run`` and ``layer``: ``fvu``, ``l0_mean``, ``dead_percent`` on
@@ -87,26 +88,22 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
     Raises
     ------
     ValueError
-        If no folder is given, or two have one name.
+        If no folder is given, or one twice.
     FileNotFoundError
         If none of the runs is complete; all that is absent is listed.
     """
-    paths = [Path(folder) for folder in folders]
-    names = [path.name for path in paths]
-    if not paths or len(set(names)) < len(names):
-        raise ValueError(f"runs must be folders, each of another name; got {names}")
+    paths = _named(folders)
     missing = pd.DataFrame(
-        [(path.name, *found) for path in paths if (found := _missing(path))],
+        [(name, *found) for name, path in paths.items() if (found := _missing(path))],
         columns=["run", "absent", "pages"],
     )
-    complete = [path for path in paths if path.name not in set(missing["run"])]
+    complete = {n: path for n, path in paths.items() if n not in set(missing["run"])}
     if not complete:
         told = "; ".join(f"{r.run} lacks {r.absent}" for r in missing.itertuples())
         raise FileNotFoundError(f"no run is complete: {told}")
-    origins = {key: path.name for path in complete for key in _own_keys(path)}
+    origins = {key: name for name, path in complete.items() for key in _own_keys(path)}
     runs, fidelity, ladders, tested, steering, motifs = {}, {}, {}, {}, {}, {}
-    for path in complete:
-        name = path.name
+    for name, path in complete.items():
         scores = pd.read_parquet(path / "cds.parquet")
         steering[name] = _steering(path)
         runs[name] = _about(path, steering[name], origins)
@@ -125,6 +122,15 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
         _joined(motifs),
         missing,
     )
+
+
+def _named(folders: Sequence[str | Path]) -> dict[str, Path]:
+    """Name folders by what their paths do not share."""
+    paths = [Path(folder).resolve() for folder in folders]
+    if not paths or len(set(paths)) < len(paths):
+        raise ValueError(f"runs must be folders, each of them once; got {folders}")
+    shared = os.path.commonpath([path.parent for path in paths])
+    return {path.relative_to(shared).as_posix(): path for path in paths}
 
 
 def _joined(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
