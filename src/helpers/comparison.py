@@ -40,8 +40,9 @@ class Comparison(NamedTuple):
     Attributes
     ----------
     runs : pandas.DataFrame
-        Indexed by ``run`` (what the paths of the folders do not share): ``pairs`` (names of the lineages),
-        ``dictionaries`` (``own``, or of which run), ``model`` (digest).
+        Indexed by ``run`` (the part of the path that tells it from the others):
+        ``pairs`` (names of the lineages), ``dictionaries`` (``own``, or of which run),
+        ``model`` (digest).
     fidelity : pandas.DataFrame
         One row per ``run`` and ``layer``: ``fvu``, ``l0_mean``, ``dead_percent`` on
         ``test`` windows, ``recovered`` and ``recovered_hidden``, the shares of the
