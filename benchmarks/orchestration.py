@@ -26,6 +26,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 import pandas as pd
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("01_extraction", "02_sae", "03_cds", "04_causal", "05_annotation", "results")
@@ -48,10 +49,8 @@ def write_scripts(folder: Path, tissue: str, block: int) -> list[Path]:
     """Write the notebooks as scripts with the parameters that the workflow sets."""
     streams = f"_build/runs/{tissue}"
     own = f"{streams}/seed0/block{block}"
-    text = (ROOT / "notebooks" / "tissues" / f"{tissue}.yml").read_text("utf-8")
-    import yaml
-
-    given = yaml.safe_load(text)
+    file = ROOT / "notebooks" / "tissues" / f"{tissue}.yml"
+    given = yaml.safe_load(file.read_text(encoding="utf-8"))
     paths = []
     for page in PAGES:
         notebook = jupytext.read(folder / "notebooks" / f"{page}.ipynb")
