@@ -61,20 +61,22 @@ if len(set(found.runs["model"])) > 1:
 
 # %% tags=["hide-input"]
 names = list(found.runs.index)
-pooled = found.steering[found.steering["lineage"] == "pooled"]
-pooled = pooled.set_index(["run", "method"])
+trainings = found.trainings.set_index(["run", "method"])
+pooled = found.steering[found.steering["lineage"] == "pooled"].set_index(
+    ["run", "method"]
+)
 lines = []
 for name in names:
-    sae = pooled.loc[(name, "SAE")]
+    sae = trainings.loc[(name, "SAE")]
     rival = pooled.loc[(name, "DiffMean")]
-    sure = "more than nothing" if sae["low"] > 0 else "**nothing sure**"
-    order = "more" if sae["gc2"] > rival["gc2"] else "**less**"
+    sure = "" if sae["low"] > 0 else ": **nothing sure**"
     counts = found.ladder[name].dropna()
     lines.append(
         f"- `{name}` ({found.runs['pairs'][name]}; dictionaries {found.runs['dictionaries'][name]}): "
         f"{counts.iloc[0]:.0f} features by the naive t, {counts.iloc[-1]:.0f} by *{counts.index[-1].lstrip('. ')}*; "
-        f"steering closes {100 * sae['gc2']:.1f} % of the gap ({100 * sae['low']:.1f} to {100 * sae['high']:.1f}), "
-        f"{sure}, and {order} than the difference of means ({100 * rival['gc2']:.1f} %)."
+        f"steering closes {100 * sae['estimate']:.1f} % of the gap ({100 * sae['low']:.1f} to {100 * sae['high']:.1f}{sure}), "
+        f"mean of {sae['n_trainings']} trainings with {sae['of_trainings']} %; "
+        f"the difference of means, which needs no dictionary, {100 * rival['gc2']:.1f} %."
     )
 display(Markdown("\n".join(lines)))
 
@@ -127,6 +129,7 @@ found.ladder.round().astype("Int64")
 # ## Steering
 #
 # The dose and the block of every method were chosen on other windows of the same run, so they may differ between runs.
+# The figure shows the run's own dictionaries, pair by pair; how far another training would have come is in the list at the top of the page, and its interval is the wider one.
 
 # %% mystnb={"figure": {"caption": "Share of the squared distance between the predictions of the pair that steering closes, with 95 % intervals (genomic blocks resampled), beside random features and the difference of means.", "name": "fig-compared-steering"}, "image": {"alt": "Dot plot with intervals: one row per run and pair, three methods each."}}
 plots.steering(found.steering)
@@ -166,7 +169,8 @@ assert (found.steering["low"] <= found.steering["high"]).all()
 #
 # - Runs are compared as they are: they may differ in windows, blocks, seed and replicates, which their own pages tell.
 # - A pair of biosamples is one tissue and one cell line, so a difference between runs may be one between these samples.
-# - Intervals are of genomic blocks within a run, not of tissues.
+# - Intervals are of genomic blocks and trainings within a run, not of tissues.
+# - Of a run that took its dictionaries over, further trainings are new ones on its own data.
 #
 # ## Exercises
 #

@@ -15,6 +15,7 @@ import pandas as pd
 
 from helpers.annotation import Annotation
 from helpers.calibration import Evidence, claim_ladder
+from helpers.causal import seed_spread
 from helpers.fidelity import with_recovery
 from helpers.findings import top_items
 from helpers.runs import Run
@@ -27,6 +28,7 @@ _MADE_BY = {
     "loss_recovered.parquet": "02_sae",
     "cds.parquet": "03_cds",
     "steering.parquet": "04_causal",
+    "seeds_steering.parquet": "04_causal",
     "annotation.parquet": "05_annotation",
     "annotation_features.parquet": "05_annotation",
     "evidence_select": "results",
@@ -55,7 +57,11 @@ class Comparison(NamedTuple):
     steering : pandas.DataFrame
         One row per ``run``, ``lineage`` (and ``pooled`` over them) and ``method``:
         share of the gap from in vitro to in vivo that is closed, ``gc2``, with ``low``
-        and ``high`` (95 %, genomic blocks resampled).
+        and ``high`` (95 %, genomic blocks resampled), of the run's own dictionaries.
+    trainings : pandas.DataFrame
+        From `helpers.causal.seed_spread`, with ``run`` in front: the same share of all
+        lineages over several trainings of the dictionary, ``estimate`` with ``low`` and
+        ``high``, which hold what another training would change.
     motifs : pandas.DataFrame
         From `helpers.findings.top_items`, with ``run`` in front: archetypes by the
         number of called features enriched for them, and the same of ``matched``
@@ -70,6 +76,7 @@ class Comparison(NamedTuple):
     ladder: pd.DataFrame
     tested: pd.Series
     steering: pd.DataFrame
+    trainings: pd.DataFrame
     motifs: pd.DataFrame
     missing: pd.DataFrame
 
@@ -103,7 +110,8 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
         told = "; ".join(f"{r.run} lacks {r.absent}" for r in missing.itertuples())
         raise FileNotFoundError(f"no run is complete: {told}")
     origins = {key: name for name, path in complete.items() for key in _own_keys(path)}
-    runs, fidelity, ladders, tested, steering, motifs = {}, {}, {}, {}, {}, {}
+    runs, fidelity, ladders, tested = {}, {}, {}, {}
+    steering, trainings, motifs = {}, {}, {}
     for name, path in complete.items():
         scores = pd.read_parquet(path / "cds.parquet")
         steering[name] = _steering(path)
@@ -111,6 +119,7 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
         fidelity[name] = _fidelity(path)
         ladders[name] = claim_ladder(scores, _evidence(path))["all"]
         tested[name] = int((scores["class"] != "untested").sum())
+        trainings[name] = _trainings(path)
         motifs[name] = _motifs(path)
     # The order of the longest ladder: a run without replicates lacks the last claims.
     claims = max(ladders.values(), key=len).index
@@ -120,6 +129,7 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
         pd.DataFrame(ladders).reindex(claims).rename_axis("claim"),
         pd.Series(tested, name="tested").rename_axis("run"),
         _joined(steering),
+        _joined(trainings),
         _joined(motifs),
         missing,
     )
@@ -193,6 +203,11 @@ def _steering(folder: Path) -> pd.DataFrame:
     )
     columns = ["lineage", "method", "layer", "alpha", "gc2", "low", "high"]
     return table.loc[shown, columns]
+
+
+def _trainings(folder: Path) -> pd.DataFrame:
+    table = pd.read_parquet(folder / "seeds_steering.parquet")
+    return seed_spread(table, seed=int(table["training"].iloc[0]))
 
 
 def _motifs(folder: Path) -> pd.DataFrame:
