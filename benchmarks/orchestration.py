@@ -29,7 +29,14 @@ import pandas as pd
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("01_extraction", "02_sae", "03_cds", "04_causal", "05_annotation", "results")
+PAGES = {  # by rule, in their order
+    "extraction": "01_extraction",
+    "dictionary": "02_sae",
+    "score": "03_cds",
+    "causal": "04_causal",
+    "annotation": "05_annotation",
+    "results": "results",
+}
 GOAL = 10.0  # % of the computing, for jobs of a minute or more
 MINUTE = 60.0
 
@@ -45,16 +52,18 @@ def make_project(folder: Path) -> Path:
     return folder
 
 
-def write_scripts(folder: Path, tissue: str, block: int) -> list[Path]:
+def write_scripts(
+    folder: Path, pages: list[str], tissue: str, block: int
+) -> list[Path]:
     """Write the notebooks as scripts with the parameters that the workflow sets."""
     streams = f"_build/runs/{tissue}"
     own = f"{streams}/seed0/block{block}"
     file = ROOT / "notebooks" / "tissues" / f"{tissue}.yml"
     given = yaml.safe_load(file.read_text(encoding="utf-8"))
     paths = []
-    for page in PAGES:
+    for page in pages:
         notebook = jupytext.read(folder / "notebooks" / f"{page}.ipynb")
-        run = streams if page == PAGES[0] else own
+        run = streams if page == pages[0] else own
         values = given | {"run": run, "streams": streams, "blocks": [block], "seed": 0}
         for cell in notebook.cells:
             if "parameters" in cell.metadata.get("tags", []):
@@ -67,6 +76,7 @@ def write_scripts(folder: Path, tissue: str, block: int) -> list[Path]:
 
 def run_inside(paths: list[str]) -> None:
     """Run scripts in this process and print wall and processor seconds of each."""
+    os.environ["MPLBACKEND"] = "Agg"  # there is nobody to show figures to
     start = time.perf_counter(), time.process_time()
     import helpers.annotation
     import helpers.causal
@@ -93,7 +103,6 @@ def timed(command: list[str], folder: Path) -> tuple[float, float, str]:
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = os.environ | {
         "PATH": programs,
-        "MPLBACKEND": "Agg",
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
     }
@@ -117,10 +126,12 @@ def cells_seconds(path: Path) -> float:
     )
 
 
-def measure(scratch: Path, tissue: str, block: int) -> None:
+def measure(scratch: Path, tissue: str, block: int, until: str) -> None:
     """Run both ways and print the comparison."""
+    rules = list(PAGES)[: list(PAGES).index(until) + 1]
+    pages = [PAGES[rule] for rule in rules]
     plain = make_project(scratch / "plain")
-    scripts = [str(path) for path in write_scripts(plain, tissue, block)]
+    scripts = [str(path) for path in write_scripts(plain, pages, tissue, block)]
     _, _, told = timed([sys.executable, __file__, "--inside", *scripts], plain)
     inside = json.loads(told.splitlines()[-1])
     imports = inside.pop("imports")
@@ -129,15 +140,16 @@ def measure(scratch: Path, tissue: str, block: int) -> None:
     project = make_project(scratch / "workflow-project")
     settings = [f"tissues=[{tissue}]", f"blocks=[{block}]", "seeds=[0]", "threads=1"]
     command = ["snakemake", "--snakefile", "workflow/Snakefile", "--cores", "1"]
+    command += ["--until", *rules]
     wall, cpu, _ = timed([*command, "--config", *settings], project)
     jobs, cells = {}, {}
-    for page in PAGES:
+    for page in pages:
         (table,) = project.glob(f"_build/workflow/logs/{tissue}/**/{page}.tsv")
         jobs[page] = float(pd.read_csv(table, sep="\t")["s"].iloc[0])
         cells[page] = cells_seconds(table.with_suffix(".ipynb"))
 
     print(f"{'page':<16}{'one process':>13}{'job':>9}{'in cells':>10}   wall s")
-    for page in PAGES:
+    for page in pages:
         print(f"{page:<16}{inside[page][0]:13.1f}{jobs[page]:9.1f}{cells[page]:10.1f}")
     in_jobs, in_cells = sum(jobs.values()), sum(cells.values())
     print(f"\ncomputing, one process: {compute[0]:.1f} s wall, {compute[1]:.1f} s cpu")
@@ -163,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tissue", default="kidney", help="file of notebooks/tissues")
     parser.add_argument("--block", type=int, default=3)
+    parser.add_argument("--until", choices=PAGES, default="results", metavar="RULE")
     parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:
@@ -173,7 +186,7 @@ def main() -> None:
         print("orchestration: not measured, the extra 'workflow' is not installed")
         return
     with tempfile.TemporaryDirectory() as scratch:
-        measure(Path(scratch), arguments.tissue, arguments.block)
+        measure(Path(scratch), arguments.tissue, arguments.block, arguments.until)
 
 
 if __name__ == "__main__":
