@@ -27,6 +27,7 @@ PROGRAMS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]
 SNAKEMAKE = shutil.which("snakemake", path=PROGRAMS)
 PAPERMILL = shutil.which("papermill", path=PROGRAMS)
 SLURM = ROOT / "workflow" / "slurm-on-this-machine.sh"
+SETTINGS = Path("/etc/slurm/slurm.conf")
 TISSUES, BLOCKS = ("blood", "liver"), (0, 1, 2)
 needs_snakemake = pytest.mark.skipif(
     SNAKEMAKE is None or PAPERMILL is None,
@@ -214,21 +215,28 @@ def interrupted(small_tissues, tmp_path_factory):
     return Interrupted(project(tmp_path_factory.mktemp("local"), small_tissues))
 
 
+def why_no_slurm():
+    """Return why SLURM cannot be used here; nothing if it can."""
+    if shutil.which("sbatch") is None or shutil.which("munged") is None:
+        return "SLURM is not installed (Debian: apt install slurm-wlm munge)"
+    if os.geteuid() != 0:
+        return "SLURM's daemons need root"
+    if SETTINGS.exists() and SLURM.name not in SETTINGS.read_text():
+        return f"{SETTINGS} belongs to another SLURM"
+    return ""
+
+
 @pytest.fixture(scope="module")
 def undisturbed(small_tissues, tmp_path_factory):
     """The same fan-out, through SLURM if that can be had; else the reason it cannot."""
     tissues = {name: small_tissues[name] for name in TISSUES}
     folder = project(tmp_path_factory.mktemp("undisturbed"), tissues)
-    if shutil.which("sbatch") is None:
-        reason = "SLURM is not installed (Debian: apt install slurm-wlm munge)"
-    elif os.geteuid() != 0:
-        reason = "SLURM's daemons need root"
-    else:
-        reason = ""
+    reason = why_no_slurm()
     profile = "local" if reason else "slurm-on-this-machine"
-    ours = not reason and subprocess.run(["sinfo"], capture_output=True).returncode != 0
-    if ours:
-        subprocess.run([SLURM, "start"], check=True, capture_output=True)
+    ours = not reason and not SETTINGS.exists()
+    if not reason:  # does nothing where it is running
+        started = subprocess.run([SLURM, "start"], capture_output=True, text=True)
+        assert started.returncode == 0, started.stderr
     try:
         done = snakemake(*arguments(profile, TISSUES), folder=folder)
     finally:
