@@ -24,6 +24,14 @@ ifneq ($(filter run check-tissue,$(MAKECMDGOALS)),)
 $(error TISSUE=$(TISSUE): there is no $(TISSUES); `make tissue NAME=$(TISSUE)` begins one)
 endif
 endif
+else ifneq ($(filter compare,$(MAKECMDGOALS)),)
+RUNS       ?= simulated kidney kidney_transfer
+TISSUES    := $(wildcard $(RUNS:%=_build/runs/%/*.parquet))
+SUFFIX     := -compare
+OUTPUT     := _build/compare
+TOC        := book/compare_toc.yml
+PARAMETERS := -y '{runs: [$(foreach run,$(RUNS),_build/runs/$(run),)]}'
+NOTEBOOKS  := compare_tissues
 else ifeq ($(DATA),simulated)
 RUN    := simulated
 SUFFIX :=
@@ -67,7 +75,7 @@ export PYTHONHASHSEED := 0
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help book book-offline run tissue check-tissue test test-full-size test-browser pretrain benchmark notebooks clean FORCE
+.PHONY: help book book-offline run compare tissue check-tissue test test-full-size test-browser pretrain benchmark notebooks clean FORCE
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -92,6 +100,9 @@ book-offline: $(HTML) ## pack the book into one file to read where there is no n
 run: $(HTML) ## run the notebooks for one TISSUE and render its report
 	@echo "The report: file://$(abspath $(HTML))"
 
+compare: $(HTML) ## render a report on finished runs, RUNS="simulated kidney ..."
+	@echo "The report: file://$(abspath $(HTML))"
+
 tissue: $(READY) ## begin a tissue file, NAME=...
 	@$(BIN)/python -m helpers.new_tissue '$(NAME)'
 
@@ -114,7 +125,7 @@ benchmark: $(READY) ## measure speed and quality (benchmarks/)
 	@for script in benchmarks/*.py; do $(BIN)/python "$$script" $(ARGS) || exit 1; done
 
 notebooks: $(READY) ## bring notebooks/*.ipynb in step with notebooks/*.py
-	$(BIN)/jupytext --quiet --set-kernel python3 --to ipynb --update $(NOTEBOOKS:%=notebooks/%.py)
+	$(BIN)/jupytext --quiet --set-kernel python3 --to ipynb --update notebooks/*.py
 
 clean: ## remove everything built; .venv stays
 	rm -rf _build

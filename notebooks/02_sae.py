@@ -367,7 +367,7 @@ summary.agg(["mean", "std"]).T.round(4)
 # Recall of a parent is the share of its tokens on which the best matching feature fires: low where children have absorbed it.
 
 # %% tags=["remove-stderr"] mystnb={"figure": {"caption": "Recovery of a planted dictionary. Left and middle: mean over planted directions of the largest cosine with a feature, by k at the true width and by width at the true k. Right: Matryoshka minus BatchTopK, mean and 95% interval over five worlds.", "name": "fig-planted"}, "image": {"alt": "Matryoshka finds broad parents better where features are few, and single directions worse. Two line plots of mean largest cosine for BatchTopK and Matryoshka, and a dot plot of their differences in parent recall, parent F1 and cosine with intervals."}}
-worlds = dictionaries.world_recovery(study.run)
+worlds = dictionaries.world_recovery(study.streams_run)
 parents = dictionaries.parent_recovery(worlds)
 figure, axes = plt.subplots(1, 3, figsize=(11, 3.3))
 plots.planted(worlds, "k", axes[0])

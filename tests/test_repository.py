@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
 NAMES = [path.stem for path in SOURCES]
+REPORTS = {"compare_tissues"}  # of finished runs: no chapter of the book
 
 # Parameters that every notebook has, so that one papermill call serves them all.
 COMMON_PARAMETERS = {
@@ -133,7 +134,7 @@ def test_notebook_parameters_are_annotated_literals(name):
         value = ast.literal_eval(statement.value)
         found[statement.target.id] = (ast.unparse(statement.annotation), value)
     for parameter, expected in COMMON_PARAMETERS.items():
-        assert found.get(parameter) == expected, parameter
+        assert name in REPORTS or found.get(parameter) == expected, parameter
     assert len(found) <= 12
 
 
@@ -167,7 +168,7 @@ def test_notebook_badge_opens_the_notebook_itself(name):
 
 def test_notebooks_are_in_the_book_and_run_by_make():
     in_book = {Path(e).name for e in toc_entries() if e.startswith("notebooks/")}
-    assert set(NAMES) == in_book == set(makefile_notebooks())
+    assert set(NAMES) - REPORTS == in_book == set(makefile_notebooks())
 
 
 def test_toc_entries_exist():

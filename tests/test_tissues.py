@@ -3,7 +3,13 @@
 import pytest
 import yaml
 
-from helpers.tissues import CONTEXTS, check_together, read_tissue, read_tissues
+from helpers.tissues import (
+    CONTEXTS,
+    check_together,
+    companions,
+    read_tissue,
+    read_tissues,
+)
 
 FILES = ["hg38.fa", "windows.tsv", "motifs.meme", "genes.bed", "go.gmt"]
 
@@ -302,3 +308,13 @@ def test_tissues_of_one_run_must_fit_together(folder, changes, message):
 def test_check_together_refuses_nothing():
     with pytest.raises(ValueError, match="at least one tissue"):
         check_together([])
+
+
+def test_companions_are_those_of_the_folder_that_fit(folder):
+    write(folder / "liver.yml", LIVER)
+    write(folder / "blood.yml", BLOOD)
+    write(folder / "other.yml", BLOOD | {"tissue": "other", "assembly": "mm10"})
+    write(folder / "again.yml", LIVER | {"tissue": "again"})  # biosamples of liver
+    write(folder / "parameters.yml", {"data": "simulated", "tissues": ["kidney"]})
+    own = [read_tissue(folder / "liver.yml")]
+    assert [tissue.name for tissue in companions(own)] == ["liver", "blood"]

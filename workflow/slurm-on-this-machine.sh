@@ -26,7 +26,8 @@ configure() {
         fail "$conf belongs to another SLURM; this script would replace it"
     fi
     mkdir -p "$state/controller" "$state/node" "$(dirname "$conf")"
-    local memory
+    local memory cores
+    cores=$(getconf _NPROCESSORS_ONLN) # nproc would heed OMP_NUM_THREADS
     memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo)
     # Loopback only: NoInAddrAny alone leaves the controller on every address.
     cat > "$conf" << CONF
@@ -54,7 +55,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 ReturnToService=2
 MailProg=/bin/true
-NodeName=localhost NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory
+NodeName=localhost NodeAddr=127.0.0.1 CPUs=$cores RealMemory=$memory
 PartitionName=cpu Nodes=localhost Default=YES State=UP
 CONF
 }

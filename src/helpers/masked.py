@@ -14,7 +14,7 @@ from helpers._batches import hide
 from helpers.pretrain import load_arrays, predict_masked
 from helpers.runs import code_digest
 from helpers.stages import Study
-from helpers.tissues import read_tissues
+from helpers.tissues import companions
 from helpers.windows import WindowDataset, token_targets
 
 __all__ = [
@@ -141,12 +141,14 @@ def _signals(study: Study) -> dict:
 
 
 def _average_track(dataset: WindowDataset, windows: np.ndarray) -> np.ndarray:
-    """Return the mean signal of the training biosamples other than each one."""
-    everyone = WindowDataset(
-        read_tissues(dataset.tissues[0].path.parent), window_bp=dataset.window_bp
-    )
+    """Return the mean signal of the training biosamples other than each one.
+
+    Of all others in the folder of tissue files where none is of the training.
+    """
+    everyone = WindowDataset(companions(dataset.tissues), window_bp=dataset.window_bp)
     table = everyone.biosamples
     seen = np.flatnonzero(table["seen_in_training"].map(lambda s: s is not False))
+    seen = seen if len(seen) else np.arange(len(table))
     signal = {table["name"][b]: token_targets(everyone.track(windows, b)) for b in seen}
     total = sum(signal.values())
     averages = []

@@ -22,6 +22,7 @@ from tqdm.std import tqdm
 
 from helpers import simulate
 from helpers._locks import one_at_a_time
+from helpers._sae_peers import Peers
 from helpers.activations import (
     ActivationStore,
     StoredRows,
@@ -34,7 +35,7 @@ from helpers.pretrain import PretrainConfig, load_arrays, predict_masked, pretra
 from helpers.public_data import ENCODE_TISSUES, is_public, localize
 from helpers.published_weights import published_weights
 from helpers.runs import Run, code_digest, file_stamps
-from helpers.sae import BatchTopKSAE, SAEConfig, evaluate, train
+from helpers.sae import BatchTopKSAE, SAEConfig, Trained, evaluate, train
 from helpers.small_model import SMALL_WINDOW_BP, load_small_model, small_config
 from helpers.tissues import CONTEXTS, read_tissues, tissue_files
 from helpers.windows import Inputs, WindowDataset
@@ -534,8 +535,11 @@ def train_saes(
     Every biosample gives the same number of tokens, streamed from disk where they are
     more than memory; the threshold is set on ``tune`` windows. The training history and
     the card on ``test`` windows lie beside the weights.
+
+    Where torch.distributed is initialized (`helpers.train_saes`), the first process
+    makes the artefacts and the others take part in the training.
     """
-    store = extract(study)
+    store, peers = extract(study), Peers.present()
     config = config or sae_config(study.model.config.d_model)
     config = replace(config, random_state=study.seed)
     recipe = {
@@ -553,18 +557,40 @@ def train_saes(
             if study.saes:
                 _take_over_sae(study, store, layer, partial)
             else:
+                peers.first(True)  # calls those who wait below
                 _train_sae(study, store, layer, config, partial)
 
-        path = study.run.artefact(
-            f"sae/block{layer}", recipe | {"layer": layer}, build, resumable=True
-        )
-        saes[layer] = BatchTopKSAE.load(path, device=study.device)
+        name = f"sae/block{layer}"
+        if peers.rank == 0:
+            study.run.artefact(name, recipe | {"layer": layer}, build, resumable=True)
+            peers.first(False)
+        elif peers.first(None):
+            _fit_sae(study, store, layer, config, study.run.path(name))
+            peers.first(None)
+        saes[layer] = BatchTopKSAE.load(study.run.path(name), device=study.device)
     return saes
 
 
 def _train_sae(
     study: Study, store: ActivationStore, layer: int, config: SAEConfig, folder: Path
 ) -> None:
+    folder.mkdir(exist_ok=True)
+    checkpoint = folder / "training.pt"
+    sae, history = _fit_sae(study, store, layer, config, checkpoint)
+    sae.save(folder)
+    checkpoint.unlink()
+    history.to_parquet(folder / "history.parquet")
+    _write_card(study, store, layer, sae, folder)
+
+
+def _fit_sae(
+    study: Study,
+    store: ActivationStore,
+    layer: int,
+    config: SAEConfig,
+    checkpoint: Path,
+) -> Trained:
+    """Train a dictionary; the first of several processes keeps the checkpoint."""
     held_out = {"max_tokens": _HELD_OUT_TOKENS, "random_state": study.seed}
     tune = store.rows(layer, splits=["tune"], **held_out).rows
     rows = StoredRows(store, [layer], splits=["select"])
@@ -574,9 +600,7 @@ def _train_sae(
             bar.total = record["n_steps"]
             bar.update()
 
-        folder.mkdir(exist_ok=True)
-        checkpoint = folder / "training.pt"
-        sae, history = train(
+        return train(
             rows,
             config,
             heldout=tune,
@@ -584,10 +608,6 @@ def _train_sae(
             progress=progress,
             checkpoint=checkpoint,
         )
-    sae.save(folder)
-    checkpoint.unlink()
-    history.to_parquet(folder / "history.parquet")
-    _write_card(study, store, layer, sae, folder)
 
 
 def _take_over_sae(

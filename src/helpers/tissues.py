@@ -9,6 +9,7 @@ papermill takes it as it is.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -24,12 +25,14 @@ __all__ = [
     "Biosample",
     "Tissue",
     "check_together",
+    "companions",
     "contrast_of",
     "read_tissue",
     "read_tissues",
     "tissue_files",
 ]
 
+_log = logging.getLogger(__name__)
 CONTEXTS = ("in_vitro", "in_vivo")
 SIGNAL_KINDS = ("cut_sites", "coverage")
 NOTEBOOK_PARAMETERS = (
@@ -326,6 +329,36 @@ def check_together(tissues: Sequence[Tissue]) -> None:
         twice = sorted({name for name in used if used.count(name) > 1})
         if twice:
             raise ValueError(f"{what} names used by two tissue files: {twice}")
+
+
+def companions(tissues: Sequence[Tissue]) -> list[Tissue]:
+    """Return tissues, and those beside the first one that can be studied with them.
+
+    A folder of tissue files need not be one study: files that are of other genomes,
+    windows or contrasts, or that cannot be read, are left out.
+
+    Parameters
+    ----------
+    tissues : sequence of Tissue
+        Tissues that fit together.
+
+    Returns
+    -------
+    list of Tissue
+        The given ones first, then others in alphabetical order of their files.
+    """
+    found = list(tissues)
+    for path in tissue_files(found[0].path.parent):
+        if path.stem in {tissue.path.stem for tissue in found}:
+            continue
+        try:
+            other = read_tissue(path)
+            check_together([*found, other])
+        except (ValueError, FileNotFoundError) as error:
+            _log.info("%s: not studied with %s: %s", path, found[0].name, error)
+        else:
+            found.append(other)
+    return found
 
 
 def contrast_of(file: YamlFile) -> tuple[str, str]:
