@@ -385,7 +385,7 @@ def _package_version() -> str:
 
 def _write_atomically(path: Path, content: bytes) -> None:
     """Write under a temporary name and rename, so no reader sees half a file."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with unfinished.open("wb") as file:
             file.write(content)
