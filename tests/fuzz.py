@@ -11,6 +11,7 @@ are there already are passed over, so that a long run can go on where it stopped
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import multiprocessing
 import os
 import resource
@@ -91,6 +92,7 @@ def _work(name: str, seeds: range, report: Connection) -> None:
     size, resident = map(int, Path("/proc/self/statm").read_text().split()[:2])
     resource.setrlimit(resource.RLIMIT_AS, (size * page + MEMORY,) * 2)
     torch.set_num_threads(1)
+    faulthandler.disable()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries report on their own
     with tempfile.TemporaryDirectory(prefix="fuzz") as folder:
         files = READERS[name].make(Path(folder))

@@ -299,7 +299,7 @@ def _retrieve(url: str, path: Path, known: str | None, size: int | None) -> None
     if known is not None and (found := _hash_like(part, known)) != known:
         _transfer.discard(part)
         raise ValueError(
-            f"{url}: {path.name} must have {known}; found {found}; it is not kept"
+            f"{url}: expected {known}; found {found}; {path.name} is not kept"
         )
     part.replace(path)
     _transfer.discard(part)
