@@ -5,6 +5,21 @@ PYTHON      ?= python3
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 DATA        ?= simulated
 
+# What the command line gives becomes part of commands and file names: plain names only.
+MARKS   := ' " ` $$ ; & | < > * ? \ ( ) { }
+marks_in = $(strip $(foreach mark,$(MARKS),$(findstring $(mark),$(value $(1)))))
+ifneq ($(call marks_in,TISSUE)$(findstring /,$(value TISSUE)),)
+$(error TISSUE must be the name of a file in notebooks/tissues; got "$(value TISSUE)")
+endif
+ifneq ($(call marks_in,DATA),)
+$(error DATA must be a folder whose name has none of $(MARKS); got "$(value DATA)")
+endif
+ifneq ($(filter tissue,$(MAKECMDGOALS)),)
+ifneq ($(call marks_in,NAME),)
+$(error NAME must consist of letters, digits, _ and -; got "$(value NAME)")
+endif
+endif
+
 NOTEBOOKS := 01_extraction 02_sae 03_cds 04_causal 05_annotation 06_calibration 07_any_transformer results
 
 # One set of folders for each data set: the embedded one, ENCODE's, a folder of tissue

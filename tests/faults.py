@@ -1,119 +1,69 @@
 """Break a study in every way that machines do: ``python tests/faults.py``.
 
 Every case disturbs one stage of a small study and runs it again. It ends right if the
-second run gives what an undisturbed one gives, byte for byte, or refuses with an error
-that names the reason. The table of cases is printed, and written with ``--output``.
+second run gives what an undisturbed one gives, byte for byte, or if it refuses with an
+error that names the file, and gives the same after what the error asks for. The table
+of cases is printed; ``--page`` writes it as a page, ``--output`` as TSV. Disks are
+filled by root only.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
+import platform
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-ENVIRONMENT = os.environ | {
-    "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join(map(str, sys.path)),
-}
-MOMENTS = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the time a stage takes undisturbed
-REFUSALS = ("ValueError", "FileNotFoundError", "RuntimeError", "OSError")
-_TIMEOUT_S = 600
-_TIMED = "causal_registration.json"  # says when it was written
-
-
-def _stages() -> dict[str, Callable]:
-    from helpers import annotation, causal, stages
-
-    def ablation(study: stages.Study) -> None:
-        causal.register(study)
-        causal.ablation(study)
-        causal.ablation_random(study)
-
-    return {
-        "residual streams": stages.extract,
-        "dictionaries": stages.train_saes,
-        "summaries": stages.summaries,
-        "score": stages.score_context,
-        "ablation": ablation,
-        "annotation": annotation.annotate,
-    }
-
-
-STAGES = (
-    "residual streams",
-    "dictionaries",
-    "summaries",
-    "score",
-    "ablation",
-    "annotation",
+from fault_stages import (
+    CONTEXT,
+    PORTAL,
+    STAGES,
+    STUDY_STAGES,
+    Place,
+    Worker,
+    write_world,
 )
+from local_server import LocalServer
+from portal_world import PortalWorld
+
+N_MOMENTS = 2  # random ones at which a stage is killed, and as many renames of files
+REFUSALS = ("ValueError", "FileNotFoundError", "RuntimeError", "OSError")
+REFUSALS += ("ConnectionError",)
+_FULL = ("No space left", "bytes left", "more bytes are needed")
+_TIMES = re.compile(rb'\d{4}-\d\d-\d\dT[0-9:.+Z-]+|"modified_ns": \d+')
+_LISTS = (".bed", ".gmt")  # half of a list is a list: nothing can tell
+_FOLDER = "the run folder"
 
 
-def work(stage: str, run: Path, world: Path, seed: int) -> None:
-    """Run one stage; what a child process does."""
-    from helpers import stages
-
-    study = stages.open_study(
-        run, data=str(world / "tissues"), model=str(world / "model"), seed=seed
-    )
-    print("begun", flush=True)
-    _stages()[stage](study)
-
-
-def write_world(folder: Path) -> None:
-    """Write a small simulated world, and a model that fits it."""
-    from helpers import simulate
-    from helpers.epibert import EpiBERT, EpiBERTConfig
-    from helpers.tissues import read_tissues
-    from helpers.windows import WindowDataset
-
-    world = simulate.World(
-        n_chromosomes=20, windows_per_chromosome=4, window_bp=4096, seed=7
-    )
-    simulate.write_world(folder, world, lineages=["blood", "liver"])
-    dataset = WindowDataset(read_tissues(folder / "tissues"), window_bp=4096)
-    config = EpiBERTConfig(
-        input_length=4096,
-        n_heads=2,
-        n_blocks=2,
-        sequence_filters=(16,) * 6,
-        n_motifs=dataset.motif_activity.shape[1],
-        n_random_features=32,
-    )
-    EpiBERT(config, random_state=3).save_pretrained(folder / "model")
-
-
-def start(stage: str, run: Path, world: Path, seed: int = 0) -> subprocess.Popen:
-    """Start a stage in a process of its own and wait until it is at work."""
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--work", stage, str(run), str(world), str(seed)],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    process.stdout.readline()
-    return process
-
-
-def finish(process: subprocess.Popen) -> str:
-    """Wait for a stage; return its last words if it failed, or nothing."""
-    _, said = process.communicate(timeout=_TIMEOUT_S)
-    lines = [line for line in said.splitlines() if line.strip()]
-    return "" if process.returncode == 0 else (lines or ["died silently"])[-1]
+def contents(run: Path) -> dict[str, str]:
+    """Return digests of the artifacts of a run by name, times of the day left out."""
+    found = {}
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run)
+        hidden = any(part.startswith(".") for part in name.parts)
+        if path.is_file() and not hidden and not path.name.endswith(".recipe.json"):
+            content = path.read_bytes()
+            if path.suffix in (".json", ".yml"):
+                content = _TIMES.sub(b"", content)
+            found[str(name)] = hashlib.sha256(content).hexdigest()
+    return found
 
 
 def refuses(problem: str) -> bool:
@@ -121,169 +71,392 @@ def refuses(problem: str) -> bool:
     return problem.startswith(REFUSALS)
 
 
-def contents(run: Path) -> dict[str, str]:
-    """Return digests of the artefacts of a run, by name."""
-    found = {}
-    for path in sorted(run.rglob("*")):
-        name = path.relative_to(run)
-        hidden = any(part.startswith(".") for part in name.parts)
-        kept = path.name == _TIMED or path.name.endswith(".recipe.json")
-        if path.is_file() and not hidden and not kept:
-            found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+def kind_of(name: str) -> str:
+    """Return what kind of artifact a file is."""
+    path = Path(name)
+    if "/c/" in name:
+        return "zarr chunk"
+    if path.name == "zarr.json":
+        return "zarr metadata"
+    return f"*{''.join(path.suffixes[-2:])}" if "." in path.name else path.name
 
 
-class Faults:
-    """The cases; every method disturbs a stage and returns what came of it."""
+class Server:
+    """A local portal in a process of its own, always at the same address."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.world = folder / "world"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process = None
+
+    def start(self, *, vanish_at: int | None = None, **behavior: object) -> None:
+        """Serve, for good or until a number of requests."""
+        self.stop()
+        ready = CONTEXT.Event()
+        self._process = CONTEXT.Process(
+            target=self._serve, args=(ready, vanish_at, behavior), daemon=True
+        )
+        self._process.start()
+        ready.wait(60)
+
+    def stop(self) -> None:
+        """Be gone."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._process = None
+
+    def _serve(self, ready, vanish_at: int | None, behavior: dict) -> None:
+        def watch() -> None:
+            while len(server.requests) < vanish_at:
+                time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        with LocalServer(self.folder, port=self.port, **behavior) as server:
+            ready.set()
+            if vanish_at is not None:
+                threading.Thread(target=watch, daemon=True).start()
+            signal.pause()
+
+
+class Faults:
+    """The cases; every method disturbs a stage and returns what came of it.
+
+    Parameters
+    ----------
+    folder : Path
+        Where everything is done.
+    stages : sequence of str
+        Stages to disturb, in their order; all by default.
+    seed : int
+        Seed of moments, places and files.
+    """
+
+    def __init__(
+        self, folder: Path, stages: Sequence[str] = tuple(STAGES), seed: int = 0
+    ) -> None:
+        self.folder, self.stages = folder, tuple(stages)
+        self.world, self.run = folder / "world", folder / "runs" / "run"
+        self.server = Server(folder / "served")
+        self.rng = np.random.default_rng(seed)
         self.seconds: dict[str, float] = {}
-        self.before: dict[str, Path] = {}  # a run as it is when a stage begins
+        self.n_renames: dict[str, int] = {}
         self.expected: dict[tuple[str, int], dict[str, str]] = {}
-        self.rows: list[dict[str, str]] = []
+        self.produced: dict[str, list[str]] = {}
+
+    # --- Undisturbed ---
 
     def prepare(self) -> None:
-        """Run all stages undisturbed, with two seeds; keep what each begins with."""
-        write_world(self.world)
-        for seed in (0, 1):
-            run = self.folder / f"undisturbed{seed}"
-            for stage in STAGES:
+        """Run the stages undisturbed, with two seeds; keep what each begins with."""
+        _in_a_process(self._write_inputs)
+        self.server.start()
+        for seed in (1, 0):
+            shutil.rmtree(self.run, ignore_errors=True)
+            self.run.mkdir(parents=True)
+            before: dict[str, str] = {}
+            for stage in self.stages:
                 if seed == 0:
-                    self.before[stage] = self.folder / f"before {stage}"
-                    run.mkdir(exist_ok=True)
-                    shutil.copytree(run, self.before[stage])
-                process = start(stage, run, self.world, seed)
+                    shutil.copytree(self.run, self._state(stage))
                 began = time.monotonic()
-                if problem := finish(process):
+                worker = Worker(stage, Place(self.run, self.world, seed))
+                if problem := worker.finish():
                     raise RuntimeError(f"undisturbed {stage} failed: {problem}")
                 self.seconds[stage] = time.monotonic() - began
-                self.expected[stage, seed] = contents(run)
+                self.n_renames[stage] = worker.n_renames
+                found = self.expected[stage, seed] = contents(self.run)
+                self.produced[stage] = [n for n in found if n not in before]
+                before = found
+        shutil.copytree(self.run, self._state(None))
 
-    def cases(self) -> Iterator[tuple[str, str, Callable[[], str]]]:
-        """Yield fault, stage and what to do."""
-        for stage in STAGES:
-            for moment in MOMENTS:
-                yield "killed", stage, lambda s=stage, m=moment: self.kill(s, m)
-            yield "disk full", stage, lambda s=stage: self.fill_disk(s)
-            yield "two at once", stage, lambda s=stage: self.run_two(s)
-            yield "two that differ", stage, lambda s=stage: self.run_different(s)
-            yield "another seed", stage, lambda s=stage: self.change_seed(s)
-        for name in self.expected[STAGES[-1], 0]:
-            if (self.folder / "undisturbed0" / name).stat().st_size:
-                yield "byte changed", name, lambda n=name: self.damage(n)
-        for path in sorted(self.world.rglob("*")):
-            inside = path.relative_to(self.world)
-            if path.is_file() and inside.parts[0] not in ("truth", "world.json"):
-                yield "input cut", str(inside), lambda p=inside: self.cut_input(p)
+    def _write_inputs(self) -> None:
+        write_world(self.world)
+        self.server.folder.mkdir()
+        portal = PortalWorld(self.server.folder, self.world, self.server.url)
+        portal.tissue(self.world / PORTAL, "blood")
 
-    def again(self, stage: str, run: Path, seed: int = 0) -> str:
-        """Run a stage undisturbed and compare."""
-        if problem := finish(start(stage, run, self.world, seed)):
-            return f"{'refused' if refuses(problem) else 'WRONG'}: {problem}"
-        found, expected = contents(run), self.expected[stage, seed]
-        wrong = [n for n in expected | found if expected.get(n) != found.get(n)]
-        return f"WRONG: {wrong}" if wrong else "same result"
+    def _state(self, stage: str | None) -> Path:
+        """Return where a copy of the run lies as it is before a stage, or at last."""
+        return self.folder / f"before {stage}" if stage else self.folder / "finished"
+
+    def _restore(self, stage: str | None) -> Place:
+        """Make the run what it is before a stage."""
+        shutil.rmtree(self.run, ignore_errors=True)
+        shutil.copytree(self._state(stage), self.run)
+        return Place(self.run, self.world)
+
+    def again(self, stage: str, seed: int = 0) -> str:
+        """Run a stage undisturbed and compare what it made."""
+        problem = Worker(stage, Place(self.run, self.world, seed)).finish()
+        if problem:
+            return f"WRONG: {problem}"
+        found, expected = contents(self.run), self.expected[stage, seed]
+        # Of another seed, only what the stage needs is made anew.
+        names = expected if seed == 0 else self.produced[stage]
+        wrong = [name for name in names if found.get(name) != expected[name]]
+        wrong += [name for name in found if name not in expected]
+        return f"WRONG: {wrong}" if wrong else "same"
+
+    # --- Cases ---
+
+    def cases(self) -> Iterator[tuple[str, str, str, Callable[[], str]]]:
+        """Yield fault, stage, detail, and what to do."""
+        for stage in self.stages:
+            for moment in self.rng.uniform(0.05, 0.95, N_MOMENTS):
+                at = f"at {moment:.0%} of its time"
+                yield "killed", stage, at, lambda s=stage, m=moment: self.kill(s, m)
+            n = self.n_renames[stage]
+            for rename in self.rng.choice(n, min(N_MOMENTS, n), replace=False):
+                at = f"at rename {rename} of {n}"
+                case = lambda s=stage, r=rename: self.kill_at_rename(s, int(r))  # noqa: E731
+                yield "killed", stage, at, case
+            share = self.rng.uniform(0.2, 0.8)
+            if os.geteuid() == 0:
+                at = f"with {share:.0%} of what it needs"
+                case = lambda s=stage, x=share: self.fill_disk(s, x)  # noqa: E731
+                yield "disk full", stage, at, case
+            yield "two at once", stage, "", lambda s=stage: self.run_two(s)
+            if stage in STUDY_STAGES:
+                yield (
+                    "two that differ",
+                    stage,
+                    "",
+                    lambda s=stage: self.run_different(s),
+                )
+                yield "another seed", stage, "", lambda s=stage: self.change_seed(s)
+            by_kind = pd.Series(self.produced[stage], dtype=str)
+            for kind, names in by_kind.groupby(by_kind.map(kind_of)):
+                name = str(self.rng.choice(names.to_numpy()))
+                for fault, how in (("byte changed", self.flip), ("cut", self.cut)):
+                    case = lambda s=stage, n=name, h=how: self.damage(s, n, h)  # noqa: E731
+                    yield fault, stage, kind, case
+        for stage in ("pre-training", "dictionaries"):
+            if stage in self.stages:
+                case = lambda s=stage: self.damage_checkpoint(s)  # noqa: E731
+                yield "byte changed", stage, "checkpoint of a training", case
+        if "downloads" in self.stages:
+            for detail, case in self.network_cases():
+                yield "network", "downloads", detail, case
+        if "annotation" in self.stages:
+            yield from self.input_cases()
 
     def kill(self, stage: str, moment: float) -> str:
         """Kill the process in the middle of its work."""
-        run = self._copy(stage)
-        process = start(stage, run, self.world)
-        time.sleep(moment * self.seconds[stage])
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return self.again(stage, run)
+        worker = Worker(stage, self._restore(stage))
+        worker.kill(moment * self.seconds[stage])
+        return self.again(stage)
 
-    def fill_disk(self, stage: str) -> str:
-        """Leave the disk half of what the stage needs, then more."""
-        before = self.before[stage]
+    def kill_at_rename(self, stage: str, number: int) -> str:
+        """Kill the process when it renames a file."""
+        worker = Worker(stage, self._restore(stage), die_at=number)
+        problem = worker.finish()
+        return self.again(stage) if problem == "died silently" else f"WRONG: {problem}"
+
+    def fill_disk(self, stage: str, share: float) -> str:
+        """Leave the disk a part of what the stage needs, then more."""
+        before, after = self._state(stage), self._state(None)
         size = _size(path for path in before.rglob("*") if path.is_file())
-        after = self.folder / "undisturbed0"
-        needed = _size(after / name for name in self.expected[stage, 0])
-        with small_disk(self.folder / "disk", (size + needed) // 2) as disk:
-            run = disk / "runs" / "run"
-            shutil.copytree(before, run)
-            problem = finish(start(stage, run, self.world))
-            said = "No space left" in problem or "bytes left" in problem
-            if problem and not said:
+        needed = _size(after / name for name in self.produced[stage])
+        shutil.rmtree(self.run, ignore_errors=True)
+        with small_disk(self.run.parent, size + int(share * needed)) as grow:
+            problem = Worker(stage, self._restore(stage)).finish()
+            if problem and not any(words in problem for words in _FULL):
                 return f"WRONG: {problem}"
-            if not problem and needed - size > 2**16:
+            if not problem and (1 - share) * needed > 2**18:
                 return "WRONG: nothing noticed"
-            subprocess.run(["mount", "-o", "remount,size=1G", disk], check=True)
-            return self.again(stage, run)
+            grow()
+            return self.again(stage)
 
     def run_two(self, stage: str) -> str:
         """Start the same stage twice in one folder."""
-        run = self._copy(stage)
-        pair = [start(stage, run, self.world) for _ in range(2)]
-        problems = [finish(process) for process in pair]
-        if any(problems):
-            return f"WRONG: {problems}"
-        return self.again(stage, run)
+        place = self._restore(stage)
+        problems = [w.finish() for w in [Worker(stage, place) for _ in range(2)]]
+        return f"WRONG: {problems}" if any(problems) else self.again(stage)
 
     def run_different(self, stage: str) -> str:
         """Start a stage with another seed while one is at work."""
-        run = self._copy(stage)
-        first = start(stage, run, self.world, seed=0)
-        first.send_signal(signal.SIGSTOP)
-        problem = finish(start(stage, run, self.world, seed=1))
-        first.send_signal(signal.SIGCONT)
+        place = self._restore(stage)
+        first = Worker(stage, place)
+        held = self.run / ".in-use.json"
+        while not (held.is_file() and held.read_bytes().endswith(b"}")):
+            time.sleep(0.001)
+        first.pause()
+        problem = Worker(stage, place._replace(seed=1)).finish()
+        first.resume()
         if "in use by process" not in problem:
             return f"WRONG: the second said {problem!r}"
-        if said := finish(first):
+        if said := first.finish():
             return f"WRONG: the first said {said!r}"
-        return self.again(stage, run)
+        outcome = self.again(stage)
+        return f"refused: {problem}" if outcome == "same" else outcome
 
     def change_seed(self, stage: str) -> str:
         """Kill a stage half-way and run the study with another seed."""
-        run = self._copy(stage)
-        process = start(stage, run, self.world)
-        time.sleep(0.5 * self.seconds[stage])
-        process.kill()
-        process.communicate()
-        return self.again(stage, run, seed=1)
+        worker = Worker(stage, self._restore(stage))
+        worker.kill(0.5 * self.seconds[stage])
+        return self.again(stage, seed=1)
 
-    def damage(self, name: str) -> str:
-        """Change a byte in the middle of an artefact, and run the last stage."""
-        run = self._copy(None)
-        path = run / name
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-        for stage in STAGES:
-            if problem := finish(start(stage, run, self.world)):
-                top = Path(name).parts[0]
-                named = top in problem or Path(name).name in problem
-                named &= refuses(problem)
-                return f"refused: {problem}" if named else f"WRONG: {problem}"
-        outcome = self.again(STAGES[-1], run)
-        # Chunks that nothing reads again, since what came of them is there.
-        return "not read again" if outcome == f"WRONG: {[name]}" else outcome
+    def flip(self, content: bytes) -> bytes:
+        """Change a bit."""
+        changed = bytearray(content)
+        changed[self.rng.integers(len(content))] ^= 1 << int(self.rng.integers(8))
+        return bytes(changed)
+
+    def cut(self, content: bytes) -> bytes:
+        """Cut off the end."""
+        return content[: self.rng.integers(len(content))]
+
+    def damage(self, stage: str, name: str, how: Callable[[bytes], bytes]) -> str:
+        """Damage an artifact of a stage; run the stage again, and those after it."""
+        following = self.stages[self.stages.index(stage) + 1 :]
+        place = self._restore(following[0] if following else None)
+        path = self.run / name
+        path.write_bytes(how(path.read_bytes()))
+        for later in (stage, *following):
+            if problem := Worker(later, place).finish():
+                return self._cured(later, name, problem)
+            if contents(self.run) == self.expected[later, 0]:
+                return "same"
+        found, last = contents(self.run), self.expected[self.stages[-1], 0]
+        differ = [n for n in last if found.get(n) != last[n]]
+        # What came of it is there and whole.
+        return "not read again" if differ == [name] else f"WRONG: {differ}"
+
+    def _cured(self, stage: str, name: str, problem: str) -> str:
+        """Check that an error names what to remove, and that removing it helps."""
+        named = [self.run / name, *(self.run / name).parents]
+        named = [p for p in named if p.is_relative_to(self.run) and p != self.run]
+        named = [path for path in named if str(path) in problem]
+        if not refuses(problem) or not named or "remove" not in problem:
+            return f"WRONG: {problem}"
+        for path in named[-1:]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        outcome = self.again(stage)
+        return f"refused: {problem}" if outcome == "same" else outcome
+
+    def damage_checkpoint(self, stage: str) -> str:
+        """Damage the checkpoint of a training that was killed."""
+        for moment in np.linspace(0.2, 0.95, 16):
+            place = self._restore(stage)
+            Worker(stage, place).kill(moment * self.seconds[stage])
+            if found := list(self.run.rglob("training.pt")):
+                break
+        else:
+            return "WRONG: no checkpoint"
+        found[0].write_bytes(self.flip(found[0].read_bytes()))
+        problem = Worker(stage, place).finish()
+        return self._cured(stage, str(found[0].relative_to(self.run)), problem)
+
+    # --- Network ---
+
+    def network_cases(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        """Yield what the server does, and the case."""
+        served = self.server.folder
+        alignments, other = sorted(served.rglob("*.bam"))
+        genome = served / "genome" / "hg38.fa.gz"
+        for path in (alignments, other, genome):
+            name = str(path.relative_to(served))
+            n = int(self.rng.integers(1, path.stat().st_size))
+            for how, behavior in (
+                ("cuts the connection", {"cut_after": {name: n}}),
+                ("falls silent", {"cut_after": {name: n}, "stall_s": 3.0}),
+            ):
+                detail = f"{how} after {n} bytes of {path.name}"
+                yield detail, lambda b=behavior: self.misbehave(b)
+        for n in (1, 3):
+            behavior = {"unavailable": n}
+            yield f"answers {n} times with 503", lambda b=behavior: self.misbehave(b)
+        for n in self.rng.integers(1, 8, 2):
+            detail = f"vanishes at request {n}, returns"
+            behavior = {"vanish_at": int(n)}
+            yield detail, lambda b=behavior: self.misbehave(b, self.server.url)
+        yield "is not there, comes", lambda: self.misbehave(None, self.server.url)
+        for path in (alignments, genome):
+            name = str(path.relative_to(served))
+            detail = f"sends another {path.name}, then the right one"
+            behavior = {"corrupt": [name]}
+            yield detail, lambda b=behavior, n=name: self.misbehave(b, n)
+        name = str(alignments.relative_to(served))
+        yield "vanishes; what came is damaged", lambda: self.damage_part(name)
+
+    def misbehave(self, behavior: dict | None, named: str = "") -> str:
+        """Run against a bad server, and if that is refused by name, a good one."""
+        place = self._restore("downloads")
+        self.server.stop()
+        if behavior is not None:
+            self.server.start(**behavior)
+        problem = Worker("downloads", place).finish()
+        self.server.start()
+        if bool(problem) != bool(named) or not (refuses(problem) or not problem):
+            return f"WRONG: {problem or 'nothing noticed'}"
+        if named not in problem:
+            return f"WRONG: {named} is not named: {problem}"
+        outcome = self.again("downloads")
+        return f"refused: {problem}" if problem and outcome == "same" else outcome
+
+    def damage_part(self, name: str) -> str:
+        """Damage what a vanished server has sent."""
+        place = self._restore("downloads")
+        size = (self.server.folder / name).stat().st_size
+        self.server.start(cut_after={name: size // 2}, unavailable=0, stall_s=60.0)
+        worker = Worker("downloads", place)
+        while not (parts := list(self.run.rglob("*.bam.part"))):
+            time.sleep(0.01)
+        while parts[0].stat().st_size < size // 4:
+            time.sleep(0.01)
+        worker.kill(0.0)
+        parts[0].write_bytes(self.flip(parts[0].read_bytes()))
+        self.server.start()
+        problem = Worker("downloads", place).finish()
+        if name not in problem or not refuses(problem):
+            return f"WRONG: {problem}"
+        outcome = self.again("downloads")
+        return f"refused: {problem}" if outcome == "same" else outcome
+
+    # --- Inputs ---
+
+    def input_cases(self) -> Iterator[tuple[str, str, str, Callable[[], str]]]:
+        """Yield a case for every kind of input file."""
+        kinds: dict[str, Path] = {}
+        for path in sorted(self.world.rglob("*")):
+            inside = path.relative_to(self.world)
+            if path.is_file() and inside.parts[0] not in (
+                "truth",
+                PORTAL,
+                "world.json",
+            ):
+                kinds.setdefault(
+                    re.sub("^(blood|liver)(_in_[a-z]+)?", "*", path.name), inside
+                )
+        for kind, inside in kinds.items():
+            case = lambda p=inside: self.cut_input(p)  # noqa: E731
+            yield "input cut", "annotation", kind, case
 
     def cut_input(self, inside: Path) -> str:
-        """Cut an input file in half and open a study of it."""
+        """Cut an input file and open the study again."""
+        place = self._restore("annotation")
         world = self.folder / "cut"
         shutil.rmtree(world, ignore_errors=True)
         shutil.copytree(self.world, world)
         path = world / inside
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        run = self.folder / "runs" / "cut"
-        shutil.rmtree(run, ignore_errors=True)
-        problem = finish(start(STAGES[0], run, world))
-        if not problem and inside.suffix in (".bed", ".gmt"):
-            return "same result"  # half of a list is a list; nothing can tell
-        named = inside.stem.split(".")[0] in problem or inside.name in problem
-        named &= refuses(problem)
-        return f"refused: {problem}" if named else f"WRONG: {problem or 'unnoticed'}"
+        problem = Worker("annotation", place._replace(world=world)).finish()
+        if not problem and inside.suffix in _LISTS:
+            return "shorter list"
+        named = str(path) in problem or f"{inside.stem.split('.')[0]}" in problem
+        right = refuses(problem) and named
+        return f"refused: {problem}" if right else f"WRONG: {problem or 'unnoticed'}"
 
-    def _copy(self, stage: str | None) -> Path:
-        """Return a fresh copy of the run as it is before a stage; of all of it."""
-        run = self.folder / "runs" / "run"
-        shutil.rmtree(run, ignore_errors=True)
-        source = self.before[stage] if stage else self.folder / "undisturbed0"
-        shutil.copytree(source, run)
-        return run
+
+def _in_a_process(work: Callable[[], None]) -> None:
+    """Do something in another process: libraries start threads, which forks lose."""
+    process = CONTEXT.Process(target=work)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"{work} failed")
 
 
 def _size(files: Iterable[Path]) -> int:
@@ -293,48 +466,119 @@ def _size(files: Iterable[Path]) -> int:
 
 
 @contextmanager
-def small_disk(folder: Path, n_bytes: int) -> Iterator[Path]:
-    """Mount a disk of some bytes; needs root."""
+def small_disk(folder: Path, n_bytes: int) -> Iterator[Callable[[], object]]:
+    """Mount a disk of some bytes, needs root; yield what makes it larger."""
     folder.mkdir(exist_ok=True)
     size = n_bytes + 2**16  # for folders
-    options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs"]
-    subprocess.run(["mount", *options, folder], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True
+    )
+    larger = ["mount", "-o", "remount,size=1G", folder]
     try:
-        yield folder
+        yield lambda: subprocess.run(larger, check=True)
     finally:
         subprocess.run(["umount", folder], check=True)
 
 
+# --- Report ---
+
+
+def crossed(table: pd.DataFrame) -> pd.DataFrame:
+    """Return stages by faults: how many cases ended how."""
+
+    def cell(outcomes: pd.Series) -> str:
+        counts = Counter(outcome.partition(":")[0] for outcome in outcomes)
+        return ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
+
+    cells = table.groupby(["stage", "fault"], sort=False)["outcome"].agg(cell)
+    stages = [stage for stage in STAGES if stage in set(table["stage"])]
+    return (
+        cells.reset_index()
+        .pivot_table(
+            index="stage",
+            columns="fault",
+            values="outcome",
+            aggfunc="first",
+            sort=False,
+        )
+        .fillna("")
+        .reindex(stages)
+    )
+
+
+def page(table: pd.DataFrame, command: str) -> str:
+    """Return the table of cases as a page."""
+    n_wrong = int(table["outcome"].str.startswith("WRONG").sum())
+    refused = table[table["outcome"].str.startswith("refused")]
+    said = refused["outcome"].str.partition(": ")[2].str.replace("|", "\\|")
+    rows = zip(refused["stage"], refused["fault"], refused["detail"], said, strict=True)
+    words = table["outcome"].str.partition(":")[0].value_counts()
+    counts = ", ".join(f"{n} {kind}" for kind, n in words.items())
+    lines = [
+        "# What happens when things break",
+        "",
+        "Every stage of a small simulated study was disturbed and run again.",
+        f"{len(table)} cases, {len(table) - n_wrong} ended right: {counts}.",
+        "",
+        "- *same*: the second run gives what an undisturbed run gives, byte for byte.",
+        "- *refused*: an error names the file; after what it asks for, the same.",
+        "- *not read again*: what was made of the file is there and whole.",
+        "- *shorter list*: half of a list is a list; nothing can tell.",
+        "",
+        _markdown(crossed(table).reset_index()),
+        "",
+        "## What refusals say",
+        "",
+        _markdown(pd.DataFrame(rows, columns=["stage", "fault", "where", "error"])),
+        "",
+        f"Made by `{command}` on {datetime.now(UTC):%d %B %Y}, Python "
+        f"{platform.python_version()}, {platform.system()}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    rows = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+
 def main() -> None:
-    """Run all cases, or those of some faults, and print the table."""
+    """Run the cases, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--faults", nargs="*", help="which; all by default")
-    parser.add_argument("--output", type=Path, help="write the table as TSV")
+    parser.add_argument("--stages", nargs="*", default=list(STAGES), help="which")
+    parser.add_argument("--seed", type=int, default=0, help="of moments and places")
+    parser.add_argument("--output", type=Path, help="write the cases as TSV")
+    parser.add_argument("--page", type=Path, help="write a page in Markdown")
     arguments = parser.parse_args()
-    if arguments.work:
-        stage, run, world, seed = arguments.work
-        return work(stage, Path(run), Path(world), int(seed))
+    rows = []
     with tempfile.TemporaryDirectory(prefix="faults") as folder:
-        faults = Faults(Path(folder))
-        faults.prepare()
-        print(json.dumps({k: round(v, 1) for k, v in faults.seconds.items()}))
-        rows = []
-        for fault, place, case in faults.cases():
-            if arguments.faults and fault not in arguments.faults:
-                continue
-            if fault == "disk full" and os.geteuid() != 0:
-                continue
-            outcome = case().replace(folder, "...")
-            rows.append({"fault": fault, "place": place, "outcome": outcome})
-            print(f"{fault:16}{place:36}{outcome[:110]}", flush=True)
+        faults = Faults(Path(folder), arguments.stages, arguments.seed)
+        try:
+            faults.prepare()
+            for fault, stage, detail, case in faults.cases():
+                if arguments.faults and fault not in arguments.faults:
+                    continue
+                outcome = " ".join(case().split())
+                outcome = outcome.replace(str(faults.run), _FOLDER)
+                outcome = outcome.replace(folder, "...")
+                outcome = outcome.replace(str(faults.server.port), "PORT")
+                row = {"stage": stage, "fault": fault, "detail": detail}
+                rows.append(row | {"outcome": outcome})
+                print(f"{stage:28}{fault:16}{detail:40}{outcome[:200]}", flush=True)
+        finally:
+            faults.server.stop()
     table = pd.DataFrame(rows)
-    kinds = table["outcome"].str.split(":").str[0]
-    print(pd.crosstab(table["fault"], kinds).to_string())
-    print(f"{len(table)} cases, {np.sum(kinds == 'WRONG')} end wrong")
+    n_wrong = int(table["outcome"].str.startswith("WRONG").sum())
+    print(crossed(table).to_string())
+    print(f"{len(table)} cases, {n_wrong} end wrong")
     if arguments.output:
         table.to_csv(arguments.output, sep="\t", index=False)
-    sys.exit(bool(np.sum(kinds == "WRONG")))
+    if arguments.page:
+        command = f"python tests/faults.py --seed {arguments.seed} --page FILE"
+        arguments.page.write_text(page(table, command), encoding="utf-8")
+    sys.exit(n_wrong > 0)
 
 
 if __name__ == "__main__":

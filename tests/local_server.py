@@ -46,6 +46,10 @@ class LocalServer:
         How many requests, the first ones, are answered with 503.
     corrupt : collection of str
         Paths that are sent with every bit flipped.
+    stall_s : float
+        Say nothing for so long before a connection is cut.
+    port : int
+        A free one by default.
 
     Attributes
     ----------
@@ -63,16 +67,18 @@ class LocalServer:
         cut_after: Mapping[str, int] | None = None,
         unavailable: int = 0,
         corrupt: Collection[str] = (),
+        stall_s: float = 0.0,
+        port: int = 0,
     ) -> None:
         self.folder = Path(folder).resolve()
-        self.delay_s = delay_s
+        self.delay_s, self.stall_s = delay_s, stall_s
         self._cuts = {path.strip("/"): n for path, n in (cut_after or {}).items()}
         self._unavailable = unavailable
         self._corrupt = {path.strip("/") for path in corrupt}
         self._records: list[list] = []
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"owner": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> LocalServer:
@@ -172,6 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
                 except OSError:  # the client has gone
                     self.close_connection = True
                     return
+        if cut is not None:
+            time.sleep(self.owner.stall_s)
 
 
 def _parse_range(span: str, size: int) -> tuple[int, int]:

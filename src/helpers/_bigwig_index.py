@@ -75,9 +75,11 @@ class _Trees:
             self._walk(root + 48, 24, 32, self._check_leaves)
 
     def _check_chromosomes(self, root: int) -> None:
-        magic, _, key, value, _, _ = self._unpack("IIIIQQ", root)
+        magic, _, key, value, n_items, _ = self._unpack("IIIIQQ", root)
         if magic != _CHROMOSOME_TREE or not 0 < key <= _MAX_KEY or value != 8:
             raise _Damaged(f"no tree of chromosomes at byte {root}")
+        if n_items > self.size // (key + value):
+            raise _Damaged(f"{n_items} chromosomes in a file of {self.size} bytes")
         self._walk(root + 32, key + 8, key + 8, lambda leaves: None)
 
     def _check_leaves(self, leaves: np.ndarray) -> None:

@@ -23,6 +23,8 @@ import numpy as np
 import pandas as pd
 import pysam
 
+from helpers._hts_index import check_indexes
+
 __all__ = ["MIN_MAPPING_QUALITY", "Cuts", "Source", "Tally", "open_source"]
 
 MIN_MAPPING_QUALITY = 20
@@ -126,14 +128,15 @@ def open_source(
     FileNotFoundError
         If the file or its index does not exist.
     ValueError
-        If the file is truncated or not bgzipped, a BAM is not sorted, of single-end
-        reads or of another assembly, a fragment file has fewer than three columns, or
-        nothing lies on the chromosomes to write.
+        If the file is truncated or not bgzipped, its index is damaged, a BAM is not
+        sorted, of single-end reads or of another assembly, a fragment file has fewer
+        than three columns, or nothing lies on the chromosomes to write.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"BAM or fragment file not found: {path}")
     _check_bgzf(path)
+    check_indexes(path)
     if _first_bytes(path, 4) == b"BAM\x01":
         return _open_bam(path, sizes)
     return _open_fragments(path, sizes, shifted=shifted_fragments)
@@ -181,7 +184,11 @@ def _open_bam(path: Path, sizes: Mapping[str, int]) -> Source:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable BAM: {error}") from None
     with bam:
-        order = bam.header.to_dict().get("HD", {}).get("SO", "unknown")
+        try:
+            order = bam.header.to_dict().get("HD", {}).get("SO", "unknown")
+            lengths = dict(zip(bam.references, bam.lengths, strict=True))
+        except (AssertionError, ValueError, KeyError) as error:
+            raise ValueError(f"{path}: damaged header: {error}") from None
         if order not in ("coordinate", "unknown"):
             raise ValueError(
                 f"{path}: must be sorted by coordinate; its header says {order!r}; run "
@@ -189,7 +196,6 @@ def _open_bam(path: Path, sizes: Mapping[str, int]) -> Source:
             )
         if not bam.has_index():
             raise FileNotFoundError(f"index of {path} not found; run `samtools index`")
-        lengths = dict(zip(bam.references, bam.lengths, strict=True))
         _check_assembly(path, lengths, sizes)
         mapped = {c.contig: c.mapped for c in bam.get_index_statistics()}
         if not any(mapped[chrom] for chrom in sizes):
@@ -199,7 +205,7 @@ def _open_bam(path: Path, sizes: Mapping[str, int]) -> Source:
             )
         try:
             some = list(bam.head(_READS_TO_JUDGE))
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: damaged: {error}") from None
         if not any(read.is_paired for read in some):
             raise ValueError(
@@ -304,7 +310,7 @@ def _bam_cuts(
                 below = min(start + _SHIFT_END, min(waiting, default=start))
                 yield stretch(below)
                 mark = below
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}: damaged, or not what its index says: {error}"
         ) from None
@@ -406,12 +412,12 @@ def _fragment_runs(path: Path, n_header: int) -> Iterator[_Run]:
             for chunk in _ahead(chunks):
                 code = chunk["chrom"].cat.codes.to_numpy()
                 start, end = chunk["start"].to_numpy(), chunk["end"].to_numpy()
-                borders = np.flatnonzero(np.diff(code)) + 1
-                for first, past in pairwise([0, *borders.tolist(), len(chunk)]):
+                begins = np.flatnonzero(np.diff(code, prepend=-1))
+                for first, past in pairwise([*begins.tolist(), len(chunk)]):
                     chrom = chunk["chrom"].cat.categories[code[first]]
                     yield _Run(chrom, start[first:past], end[first:past], line + first)
                 line += len(chunk)
-    except (ValueError, *_DAMAGE) as error:
+    except (ValueError, OverflowError, *_DAMAGE) as error:
         raise ValueError(
             f"{path}, line {line} or later: damaged, or not chrom, start, end: {error}"
         ) from None

@@ -107,8 +107,18 @@ def read_experiment(document: dict, source: str | Path) -> Experiment:
     Raises
     ------
     ValueError
-        If its files are named only.
+        If its files are named only, or something else is not as the portal writes it.
     """
+    try:
+        return _read_experiment(document, source)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{document['accession']}: not the portal's JSON of an experiment: "
+            f"{error!r}"
+        ) from None
+
+
+def _read_experiment(document: dict, source: str | Path) -> Experiment:
     if any(isinstance(entry, str) for entry in document.get("files", [])):
         raise ValueError(
             f"{document['accession']}: the JSON names its files and does not describe "
@@ -120,7 +130,7 @@ def read_experiment(document: dict, source: str | Path) -> Experiment:
     released.sort(key=lambda a: a["@id"] != default)  # stable: the rest stays
     retrieved = {"@retrieved": document.get("@retrieved", "")}
     files = [
-        read_file(entry | retrieved, source)
+        _read_file(entry | retrieved, source)
         for entry in document.get("files", [])
         if "accession" in entry  # files kept elsewhere have none
     ]
@@ -136,7 +146,16 @@ def read_experiment(document: dict, source: str | Path) -> Experiment:
 
 
 def read_file(document: dict, source: str | Path) -> EncodeFile:
-    """Read the portal's JSON of a file, alone or in its experiment; see there."""
+    """Read the portal's JSON of a file, alone; see `read_experiment`."""
+    try:
+        return _read_file(document, source)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{document['accession']}: not the portal's JSON of a file: {error!r}"
+        ) from None
+
+
+def _read_file(document: dict, source: str | Path) -> EncodeFile:
     href = document.get("href", "")
     if document.get("no_file_available") or document.get("restricted"):
         href = ""

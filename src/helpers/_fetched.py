@@ -90,7 +90,14 @@ def read_record(path: Path) -> Record | None:
         stamp = [content["size"], content["modified_ns"]]
         checksum = f"{algorithm}:{content[algorithm]}"
         return Record(content["url"], checksum, stamp == _stamp(path))
-    except (FileNotFoundError, ValueError, KeyError, TypeError, StopIteration):
+    except (
+        FileNotFoundError,
+        ValueError,
+        KeyError,
+        TypeError,
+        StopIteration,
+        RecursionError,
+    ):
         return None  # absent, or not a record of this module
 
 
@@ -112,7 +119,7 @@ def parse_json(content: bytes, origin: str) -> dict:
     """
     try:
         document = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
         raise ValueError(

@@ -135,10 +135,11 @@ class LocalTissue:
         rule = self.content["windows"]
         if not isinstance(rule, dict):
             return self._file(rule)
+        candidates = self._file(rule["candidates"])  # noted, also if all is there
 
         def build(partial: Path) -> None:
             windows = choose_windows(
-                self._file(rule["candidates"]),
+                candidates,
                 chromosomes=chromosomes(rule["chromosomes"]),
                 window_bp=self.window_bp,
                 n_windows=rule["n_windows"],

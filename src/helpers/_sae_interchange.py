@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 
@@ -26,6 +28,17 @@ __all__ = ["export_saelens", "import_dictionary_learning", "import_saelens"]
 logger = logging.getLogger("helpers.sae")
 
 _WEIGHTS_FILE, _CONFIG_FILE = "sae_weights.safetensors", "cfg.json"
+_MATRICES = ("W_enc", "W_dec", "b_enc", "b_dec")
+_AXES = {
+    "W_enc": ("d_in", "d_sae"),
+    "W_dec": ("d_sae", "d_in"),
+    "b_enc": ("d_sae",),
+    "b_dec": ("d_in",),
+    "encoder.weight": ("d_sae", "d_in"),
+    "decoder.weight": ("d_in", "d_sae"),
+    "encoder.bias": ("d_sae",),
+}
+_THRESHOLDS = ("threshold", "topk_threshold")  # one for all features, or one for each
 _ARCHITECTURES = ("batchtopk", "jumprelu", "matryoshka_batchtopk", "topk")
 
 
@@ -107,7 +120,7 @@ def import_saelens(
     for name in (_CONFIG_FILE, _WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: no such file; expected an SAE")
-    config = json.loads((folder / _CONFIG_FILE).read_text())
+    config = _read_config(folder / _CONFIG_FILE)
     architecture = config.get("architecture")
     if architecture not in _ARCHITECTURES:
         raise ValueError(
@@ -117,8 +130,11 @@ def import_saelens(
     for name in ("normalize_activations", "reshape_activations"):
         if config.get(name, "none") != "none":
             raise ValueError(f"{folder}: {name} must be 'none'; got {config[name]!r}")
-    weights = safetensors_load((folder / _WEIGHTS_FILE).read_bytes())
-    _check_keys(folder, weights, {"W_enc", "W_dec", "b_enc", "b_dec"})
+    try:
+        weights = safetensors_load((folder / _WEIGHTS_FILE).read_bytes())
+    except SafetensorError as error:
+        raise ValueError(f"{folder / _WEIGHTS_FILE}: {error}") from None
+    weights = _tensors(folder / _WEIGHTS_FILE, weights, _MATRICES)
     norm = weights["W_dec"].norm(dim=1)
     threshold = weights.get("threshold")
     if "topk_threshold" in weights:  # of a training checkpoint; it acts on these norms
@@ -127,13 +143,12 @@ def import_saelens(
             threshold = threshold / norm
     if not config.get("apply_b_dec_to_input", True):
         weights["b_enc"] = weights["b_enc"] + weights["b_dec"] @ weights["W_enc"]
-    metadata = config.get("metadata") or {}
-    k = config.get("k", metadata.get("k"))
+    k = config.get("k", (config.get("metadata") or {}).get("k"))
     return _assemble(
         str(folder),
         weights,
         threshold,
-        k=None if k is None else round(k),
+        k=_number(folder / _CONFIG_FILE, k),
         by_norm=config.get("rescale_acts_by_decoder_norm", False),
         origin=f"SAELens {architecture}",
         activations=activations,
@@ -163,39 +178,89 @@ def import_dictionary_learning(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; expected an SAE")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = _read_state(path)
     if "encoder.weight" in state:
-        _check_keys(path, state, {"encoder.bias", "decoder.weight", "b_dec"})
+        names = ("encoder.weight", "decoder.weight", "encoder.bias", "b_dec")
+        held = _tensors(path, state, names)
         weights = {
-            "W_enc": state["encoder.weight"].T,
-            "W_dec": state["decoder.weight"].T,
-            "b_enc": state["encoder.bias"],
-            "b_dec": state["b_dec"],
+            "W_enc": held["encoder.weight"].T,
+            "W_dec": held["decoder.weight"].T,
+            "b_enc": held["encoder.bias"],
+            "b_dec": held["b_dec"],
         }
     else:
-        _check_keys(path, state, {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"})
-        weights = dict(state)
-        if state["threshold"].ndim == 1:  # its JumpReLU does not subtract b_dec
-            weights["b_enc"] = state["b_enc"] + state["b_dec"] @ state["W_enc"]
-    threshold = state.get("threshold")
+        held = weights = _tensors(path, state, (*_MATRICES, "threshold"))
+        if held["threshold"].ndim == 1:  # its JumpReLU does not subtract b_dec
+            bias = held["b_enc"] + held["b_dec"] @ held["W_enc"]
+            weights = held | {"b_enc": bias}
+    threshold = held.get("threshold")
     if threshold is not None and (threshold < 0).any():  # never set
         threshold = None
-    k = state.get("k")
     return _assemble(
         str(path),
         weights,
         threshold,
-        k=None if k is None else int(k),
+        k=_number(path, state.get("k")),
         by_norm=False,
         origin="dictionary_learning",
         activations=activations,
     )
 
 
-def _check_keys(path: Path, state: dict[str, Any], expected: set[str]) -> None:
-    missing = sorted(expected - set(state))
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: expected a JSON object; got {config!r}")
+    if not isinstance(config.get("metadata"), dict | None):
+        raise ValueError(f"{path}: metadata must be an object; got {config!r}")
+    return config
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds, where a file is damaged
+        raise ValueError(f"{path}: not a file of torch ({error})") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: expected a dictionary of tensors; got {state!r}")
+    return state
+
+
+def _tensors(
+    path: Path, state: dict[str, Any], expected: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of an SAE in single precision, if their shapes fit."""
+    missing = sorted(set(expected) - set(state))
     if missing:
         raise ValueError(f"{path}: not a known SAE; lacks {missing}, has {list(state)}")
+    sizes: dict[str, int] = {}
+    found = {}
+    for name in dict.fromkeys([*expected, *(n for n in _THRESHOLDS if n in state)]):
+        value = state[name]
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            raise ValueError(f"{path}: {name} must be a tensor of floats; got {value}")
+        axes = _AXES.get(name, ("d_sae",) if value.ndim else ())
+        if value.ndim == len(axes):
+            sizes = dict(zip(axes, value.shape, strict=True)) | sizes
+        shape = tuple(sizes.get(axis, axis) for axis in axes)
+        if value.shape != shape:
+            raise ValueError(
+                f"{path}: {name} must have shape {shape}; got {tuple(value.shape)}"
+            )
+        found[name] = value.float()
+    return found
+
+
+def _number(path: Path, k: object) -> int | None:
+    """Return the k of an SAE as an integer."""
+    if isinstance(k, torch.Tensor):
+        k = k.tolist()
+    if k is not None and not (isinstance(k, int | float) and 1 <= k < 2**31):
+        raise ValueError(f"{path}: k must be a number of at least 1; got {k!r}")
+    return None if k is None else round(k)
 
 
 def _assemble(
@@ -213,22 +278,18 @@ def _assemble(
     `by_norm` tells whether a threshold to be measured compares activations in units of
     what features write, as after this, or as the encoder returned them before.
     """
-    w_enc, w_dec, b_enc, b_dec = (
-        weights[name].float() for name in ("W_enc", "W_dec", "b_enc", "b_dec")
-    )
+    w_enc, w_dec, b_enc, b_dec = (weights[name] for name in _MATRICES)
     d_in, d_sae = w_enc.shape
-    if w_dec.shape != (d_sae, d_in):
-        raise ValueError(
-            f"{source}: W_dec must have shape ({d_sae}, {d_in}); got "
-            f"{tuple(w_dec.shape)}"
-        )
     if activations is None and (k is None or threshold is None):
         lacking = "k" if k is None else "threshold"
         raise ValueError(
             f"{source}: the SAE has no {lacking}; give activations to measure it"
         )
     norm = w_dec.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-    sae = BatchTopKSAE(d_in, d_sae, 1 if k is None else k)
+    try:
+        sae = BatchTopKSAE(d_in, d_sae, 1 if k is None else k)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     sae.W_enc.copy_(w_enc)
     sae.b_enc.copy_(b_enc)
     sae.W_dec.copy_(w_dec / norm[:, None])
@@ -241,7 +302,7 @@ def _assemble(
     if threshold is None:
         calibrate_threshold(sae, activations)
     else:
-        limits = (threshold.float().clamp_min(0) * norm).expand(d_sae)
+        limits = (threshold.clamp_min(0) * norm).expand(d_sae)
         same = torch.allclose(limits, limits.mean(), rtol=1e-6)
         sae.threshold = limits.mean() if same else limits.clone()
     if k is None:

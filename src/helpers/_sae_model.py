@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_save
 
@@ -201,8 +202,14 @@ class BatchTopKSAE(torch.nn.Module):
                 f"{folder / _WEIGHTS_FILE}: damaged, or of another run than "
                 f"{path.name}: SHA-256 is {found}, expected {checksum}"
             )
-        state = safetensors_load(weights)
-        d_sae, d_in = state["W_dec"].shape
+        try:
+            state = safetensors_load(weights)
+            d_sae, d_in = state["W_dec"].shape
+            threshold = state["threshold"]
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{folder / _WEIGHTS_FILE}: not the weights of an SAE ({error!r})"
+            ) from None
         if sizes[:2] != [d_in, d_sae]:
             raise ValueError(
                 f"{path}: d_in and d_sae must be {d_in} and {d_sae}, as in "
@@ -210,10 +217,10 @@ class BatchTopKSAE(torch.nn.Module):
             )
         try:
             sae = cls(*sizes)
-        except (ValueError, TypeError) as error:
+            sae.threshold = torch.zeros_like(threshold)
+            sae.load_state_dict(state)
+        except (ValueError, TypeError, RuntimeError) as error:  # torch: other shapes
             raise ValueError(f"{path}: {error}") from None
-        sae.threshold = torch.zeros_like(state["threshold"])
-        sae.load_state_dict(state)
         sae.provenance = provenance
         return sae.to(device)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 __all__ = ["read_text"]
 
+_MAX_BYTES = 2**30  # unpacked; small archives can hold more than any memory
+
 
 def read_text(path: Path, what: str) -> str:
     """Return the text of a file.
@@ -24,14 +26,17 @@ def read_text(path: Path, what: str) -> str:
     FileNotFoundError
         If it does not exist.
     ValueError
-        If it is not text, or a damaged archive.
+        If it is not text, a damaged archive, or longer than 1 GiB.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{what} not found: {path}")
-    content = path.read_bytes()
     try:
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+        with path.open("rb") as file:
+            is_packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if is_packed else path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")
         return content.decode("utf-8")
-    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+    except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: expected text: {error}") from None

@@ -182,7 +182,7 @@ def _read_index(prefix: Path) -> list[TensorEntry]:
                 checksum=index(fields.get(6, 0)),
             )
             entries.append(entry)
-    except (TypeError, ValueError) as error:
+    except (IndexError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or of an unknown kind: {error}") from error
     return entries
 
@@ -236,11 +236,14 @@ def list_tensors(prefix: str | Path) -> dict[str, TensorEntry]:
 def _check_entry(entry: TensorEntry) -> None:
     """Raise an error unless a data file can hold what the index says of it."""
     if entry.dtype != "float32":
-        raise ValueError(f"{entry.key} must be float32; got {entry.dtype}")
+        raise ValueError(
+            f"{entry.path}: {entry.key} must be float32; got {entry.dtype}"
+        )
     n_bytes = 4 * math.prod(entry.shape)
     if entry.n_bytes != n_bytes:
         raise ValueError(
-            f"{entry.key} must have {n_bytes} bytes for shape {entry.shape}; "
+            f"{entry.path}: {entry.key} must have {n_bytes} bytes for shape "
+            f"{entry.shape}; "
             f"got {entry.n_bytes}"
         )
     if not entry.path.is_file():

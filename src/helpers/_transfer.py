@@ -222,11 +222,12 @@ def _read_state(part: Path, url: str, expected: int | None) -> dict | None:
     try:
         state = json.loads(_state_of(part).read_text(encoding="utf-8"))
         reached = part.stat().st_size
-    except (FileNotFoundError, ValueError):
-        return None
-    size = state["size"]
-    fits = state["url"] == url and (None in (size, expected) or size == expected)
-    return state if fits and (size is None or reached <= size) else None
+        size, validator = state["size"], state["validator"]
+        known = state["url"] == url and isinstance(validator, str)
+        fits = known and (None in (size, expected) or size == expected)
+        return state if fits and (size is None or reached <= size) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # absent, or damaged: the transfer starts over
 
 
 def _found(response: requests.Response, url: str) -> dict:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from helpers._text_files import read_text
 
 __all__ = ["SPLITS", "WINDOW_COLUMNS", "read_bed", "read_windows"]
 
@@ -104,12 +107,10 @@ def read_bed(path: str | Path) -> pd.DataFrame:
         If there is no line, a line has fewer than three columns, a position is not an
         integer or negative, or an end does not exceed its start.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"BED file not found: {path}")
+    text = read_text(Path(path), "BED file")
     try:
         table = pd.read_csv(
-            path,
+            io.StringIO(text),
             sep="\t",
             header=None,
             comment="#",
@@ -118,7 +119,7 @@ def read_bed(path: str | Path) -> pd.DataFrame:
             dtype={"chrom": str, "start": np.int64, "end": np.int64},
             keep_default_na=False,
         )
-    except (ValueError, OverflowError, OSError) as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: expected BED (chrom, start, end): {error}") from None
     if table.empty:
         raise ValueError(f"{path}: no interval found")

@@ -347,7 +347,13 @@ def _read_folder(
             state = {name: file.get_tensor(name).clone() for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{weights_path} is no safetensors file: {error}") from error
-    return EpiBERTConfig.from_dict(stored) if config is None else config, state
+    config = EpiBERTConfig.from_dict(stored) if config is None else config
+    if config.n_blocks > len(state):  # would take forever to build
+        raise ValueError(
+            f"{config_path}: n_blocks must be at most {len(state)}, the tensors in "
+            f"{WEIGHTS_FILE}; got {config.n_blocks}"
+        )
+    return config, state
 
 
 def save_model(
@@ -385,7 +391,7 @@ def _package_version() -> str:
 
 def _write_atomically(path: Path, content: bytes) -> None:
     """Write under a temporary name and rename, so no reader sees half a file."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with unfinished.open("wb") as file:
             file.write(content)

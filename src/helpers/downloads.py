@@ -1,8 +1,8 @@
 """Files from the internet or a mirror: fetched once, resumed, verified, recorded.
 
 A file appears under its name only when it is complete and has its checksum; a record
-(``<name>.json``) lies beside it. This is pooch with a downloader that goes on where it
-was cut off. On top of it: the records of Zenodo, and the genomes of UCSC.
+(``<name>.json``) lies beside it. On top of it: the records of Zenodo, and the genomes
+of UCSC.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def fetch(
         known = expected or (record and record.checksum)
         _retrieve(address, path, known, size)
         if known is None:
-            known = f"sha256:{pooch.file_hash(str(path), alg='sha256')}"
+            known = _hash_like(path, None)
             _log.warning("%s: no checksum is known; found %s", address, known)
         write_record(path, address, known)
     return path
@@ -286,54 +286,40 @@ def fetch_genome(
     return fasta
 
 
-class _Resume:
-    """Downloader of pooch that goes on where an earlier one was cut off."""
-
-    def __init__(self, path: Path, size: int | None) -> None:
-        self.part = path.with_name(f"{path.name}.part")
-        self.size = size
-        self.label = path.name
-
-    def __call__(self, url: str, output_file: str, pooch: object) -> None:
-        _transfer.download(url, self.part, size=self.size, label=self.label)
-        # pooch verifies a temporary file, which is lost if the process is killed
-        # meanwhile: let it be a second name of the part.
-        os.unlink(output_file)
-        try:
-            os.link(self.part, output_file)
-        except OSError:  # a file system without links
-            os.replace(self.part, output_file)
-
-
-class _Link:
-    """Downloader of pooch that links a local file."""
-
-    def __init__(self, original: Path, size: int | None) -> None:
-        self.original = original.absolute()
-        self.size = size
-
-    def __call__(self, url: str, output_file: str, pooch: object) -> None:
-        if not self.original.is_file():
-            raise FileNotFoundError(f"no such file: {self.original}")
-        found = self.original.stat().st_size
-        if self.size not in (None, found):
-            raise ValueError(f"expected {self.size:,} bytes; found {found:,}")
-        os.unlink(output_file)
-        os.symlink(self.original, output_file)
-
-
 def _retrieve(url: str, path: Path, known: str | None, size: int | None) -> None:
-    """Have pooch bring a file, verify it, and put it under its name."""
+    """Bring a file, verify it, and put it under its name, unless it is there."""
+    if path.is_file() and known in (None, _hash_like(path, known)):
+        return
+    part = path.with_name(f"{path.name}.part")
     original = local_path(url)
-    downloader = _Link(original, size) if original else _Resume(path, size)
-    try:
-        pooch.retrieve(
-            url, known, fname=path.name, path=path.parent, downloader=downloader
+    if original is None:
+        _transfer.download(url, part, size=size, label=path.name)
+    else:
+        _link(original.absolute(), part, size)
+    if known is not None and (found := _hash_like(part, known)) != known:
+        _transfer.discard(part)
+        raise ValueError(
+            f"{url}: expected {known}; found {found}; {path.name} is not kept"
         )
-    except ValueError as error:
-        _transfer.discard(path.with_name(f"{path.name}.part"))
-        raise ValueError(f"{url}: {error}") from None
-    _transfer.discard(path.with_name(f"{path.name}.part"))
+    part.replace(path)
+    _transfer.discard(part)
+
+
+def _hash_like(path: Path, known: str | None) -> str:
+    """Return the checksum of a file by the algorithm of another."""
+    algorithm = (known or "sha256:").partition(":")[0]
+    return f"{algorithm}:{pooch.file_hash(str(path), alg=algorithm)}"
+
+
+def _link(original: Path, part: Path, size: int | None) -> None:
+    """Let a local file appear as if it had been transferred."""
+    if not original.is_file():
+        raise FileNotFoundError(f"no such file: {original}")
+    found = original.stat().st_size
+    if size not in (None, found):
+        raise ValueError(f"{original}: expected {size:,} bytes; found {found:,}")
+    _transfer.discard(part)
+    part.symlink_to(original)
 
 
 def _record_files(record: dict, origin: str) -> list[RemoteFile]:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +27,7 @@ from helpers._batches import (
     hide,
     load_arrays,
 )
+from helpers._sae_checkpoint import read_checkpoint, write_checkpoint
 from helpers.epibert import EpiBERT, EpiBERTConfig
 from helpers.windows import BIN_BP, token_targets
 
@@ -186,6 +186,8 @@ def pretrain(
     ValueError
         If data and model disagree in size, there are fewer windows than a step takes,
         or the checkpoint is damaged, of another recipe or of other data.
+    OSError
+        If the checkpoint cannot be written.
     FloatingPointError
         If the loss is no longer finite.
     """
@@ -205,7 +207,7 @@ def pretrain(
     model = EpiBERT(model_config, random_state=config.seed).to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), eps=1e-8, fused=True)
     first, mean_loss = 0, 0.0
-    if checkpoint is not None and checkpoint.exists():
+    if checkpoint is not None:
         first, mean_loss = _restore(checkpoint, model, optimizer, recipe)
     start = time.monotonic()
     with _own_random_state(device):
@@ -281,34 +283,22 @@ def _save(
 ) -> None:
     """Replace the checkpoint in one step."""
     state = {
+        "identity": recipe,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "step": step,
         "loss": mean_loss,
-        "recipe": recipe,
     }
-    partial = path.with_name(f"{path.name}.partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    write_checkpoint(path, state)
 
 
 def _restore(
     path: Path, model: EpiBERT, optimizer: torch.optim.Optimizer, recipe: dict
 ) -> tuple[int, float]:
-    """Load a checkpoint; return the number of steps done and the mean loss."""
-    device = next(model.parameters()).device
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        stated = state["recipe"]
-    except (EOFError, LookupError, RuntimeError, TypeError, UnpicklingError) as error:
-        raise ValueError(
-            f"{path}: not a checkpoint of a training; remove it to start over ({error})"
-        ) from None
-    other = [key for key in stated if stated[key] != recipe.get(key)]
-    if other:
-        raise ValueError(
-            f"{path}: made with other {' and '.join(other)}; remove it to start over"
-        )
+    """Load a checkpoint, if there is one; return steps done and the mean loss."""
+    state = read_checkpoint(path, recipe)
+    if state is None:
+        return 0, 0.0
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"], state["loss"]

@@ -178,7 +178,8 @@ class Run:
     def is_current(self, name: str, recipe: dict) -> bool:
         """Return whether an artefact is there, was made by a recipe, and is whole.
 
-        A file is compared with its checksum; folders hold formats with their own.
+        Files are compared with their checksums, those of a folder too; stores of
+        activations have checksums of their own in every chunk.
         """
         try:
             record = self._record(name)
@@ -188,8 +189,8 @@ class Run:
             _log.warning("%s; making %r again", error, name)
             return False
         path = self.path(name)
-        if path.is_file() and _checksum(path) != record["sha256"]:
-            _log.warning("%s: not the file that was written; making it again", path)
+        if record["sha256"] and _checksum(path) != record["sha256"]:
+            _log.warning("%s: not what was written; making it again", path)
             return False
         return record["key"] == _digest(_plain(recipe))
 
@@ -256,6 +257,8 @@ def _build(
     for leftover in _partials(path):
         if not (resumable and leftover == partial):
             _remove(leftover)
+    for unfinished in partial.rglob("*.partial"):  # files that a killed process began
+        _remove(unfinished)
     try:
         build(partial)
     except BaseException:
@@ -270,7 +273,7 @@ def _build(
     partial.rename(path)
     provenance = {
         "key": key,
-        "sha256": _checksum(path) if path.is_file() else None,
+        "sha256": _checksum(path),
         "recipe": recipe,
         "package": f"chromatin-context {helpers.__version__}",
         "python": platform.python_version(),
@@ -285,8 +288,18 @@ def _digest(recipe: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
 
 
-def _checksum(path: Path) -> str:
-    """Return the SHA-256 of a file; one that has not changed is read once."""
+def _checksum(path: Path) -> str | None:
+    """Return the SHA-256 of a file, or of names and files of a folder.
+
+    None for a store, which grows, and has its own. A file that has not changed is read
+    once.
+    """
+    if path.is_dir():
+        if (path / "zarr.json").is_file():
+            return None
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        sums = [[p.relative_to(path).as_posix(), _checksum(p)] for p in files]
+        return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
     stat = path.stat()
     return _checksum_of(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
 
