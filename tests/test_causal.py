@@ -76,12 +76,7 @@ def plant(study, folder, monkeypatch, streams, significant, read=(LEVEL, DRIVER)
     summary = WindowSummary(
         acts.mean(dim=2).numpy(), (acts > 0).float().mean(dim=2).numpy()
     )
-    names = list(study.design["biosample"])
-
-    def rows(layer, *, biosamples, windows):
-        assert list(windows) == sorted(set(windows)), "a store sorts what it is asked"
-        (name,) = biosamples
-        return SimpleNamespace(rows=streams[names.index(name), windows].flatten(0, 1))
+    store = SimpleNamespace(layer=lambda _: streams.numpy(), chunk_windows=5)
 
     cds = np.zeros(d)
     cds[significant] = 10.0 * np.arange(len(significant), 0, -1)
@@ -101,7 +96,6 @@ def plant(study, folder, monkeypatch, streams, significant, read=(LEVEL, DRIVER)
     for lineage in study.lineages:
         scores[f"delta_{lineage}"] = scores["cds"]
     planted = {
-        "extract": lambda _: SimpleNamespace(rows=rows),
         "train_saes": lambda _: dict.fromkeys(study.blocks, sae),
         "summaries": lambda _: dict.fromkeys(study.blocks, summary),
         "score_context": lambda _: scores,
@@ -125,7 +119,9 @@ def plant(study, folder, monkeypatch, streams, significant, read=(LEVEL, DRIVER)
     monkeypatch.setattr(_steering, "_swapped_inputs", swapped)
     monkeypatch.setattr(_moves, "N_SETS", 8)
     monkeypatch.setattr(_moves, "N_OTHER", 4)
-    return replace(study, run=run, model=model)
+    planted = replace(study, run=run, model=model)
+    planted.__dict__["store"] = store
+    return planted
 
 
 def noise(study, seed=0):

@@ -12,7 +12,6 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.std import tqdm
 
 from helpers._gap_scores import N_DRAWS, Result, pool, score
 from helpers._moves import DIRECTIONS, LINEAR, N_OTHER, N_SETS, POOLED, Moves, pair_of
@@ -26,6 +25,7 @@ from helpers._selection import (
     spread_windows,
     token_classes,
 )
+from helpers._side_by_side import side_by_side
 from helpers._sweep import (
     RANDOM_TUNED,
     Edits,
@@ -119,27 +119,34 @@ def steering(study: Study) -> pd.DataFrame:
     def build() -> pd.DataFrame:
         classes = token_classes(study, windows)
         blocks = blocks_of(study, windows)
-        moves = Moves(study, dictionaries(study))
+        moves = Moves(study, dictionaries(study)).prepared()
         swapped = _swapped_inputs(study, windows)
-        tables = []
+
+        def apply(condition: tuple[str, str]) -> dict[str, Result]:
+            return _apply_methods(moves, sweep, *condition, windows, swapped)
+
+        conditions = list(product(DIRECTIONS, study.lineages))
+        applied = side_by_side(apply, conditions, study, desc="methods")
+        results = dict(zip(conditions, applied, strict=True))
         for direction in DIRECTIONS:
-            results = {
-                lineage: _apply_methods(
-                    moves, sweep, direction, lineage, windows, swapped
-                )
-                for lineage in tqdm(study.lineages, desc=direction)
-            }
-            results[POOLED] = pool(list(results.values()))
-            for lineage, of_methods in results.items():
-                named = study.lineages if lineage == POOLED else [lineage]
-                of_tokens = np.stack([classes[x] for x in named], axis=1)
-                measured = _measured(study, named, direction, windows)
-                for tokens in TOKENS:
-                    table = score(
-                        of_methods, measured, of_tokens, tokens, blocks, study.seed
-                    )
-                    head = {"direction": direction, "lineage": lineage}
-                    tables.append(table.assign(**head, tokens=tokens))
+            of_lineages = [results[direction, x] for x in study.lineages]
+            results[direction, POOLED] = pool(of_lineages)
+
+        def scored(condition: tuple[tuple[str, str], str]) -> pd.DataFrame:
+            (direction, lineage), tokens = condition
+            named = study.lineages if lineage == POOLED else [lineage]
+            table = score(
+                results[direction, lineage],
+                _measured(study, named, direction, windows),
+                np.stack([classes[x] for x in named], axis=1),
+                tokens,
+                blocks,
+                study.seed,
+            )
+            return table.assign(direction=direction, lineage=lineage, tokens=tokens)
+
+        questions = list(product(results, TOKENS))
+        tables = side_by_side(scored, questions, study, desc="scores")
         joined = pd.concat(tables, ignore_index=True)
         front = ["direction", "lineage", "tokens", "method"]
         return joined[front + [c for c in joined if c not in front]]

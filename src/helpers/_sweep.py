@@ -6,16 +6,16 @@ context's, on the same windows, on the log1p scale, restarted from stored stream
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, product
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.std import tqdm
 
 from helpers._moves import DIRECTIONS, LINEAR, Move, Moves, pair_of
 from helpers._selection import batches, dictionaries, read_streams, spread_windows
+from helpers._side_by_side import side_by_side
 from helpers.interventions import effects
 from helpers.outcomes import gap_closed, gap_terms
 from helpers.probe import restart
@@ -79,17 +79,22 @@ def steering_sweep(study: Study) -> pd.DataFrame:
     """
 
     def build() -> pd.DataFrame:
-        moves = Moves(study, dictionaries(study))
-        rows = []
-        conditions = list(product(DIRECTIONS, study.lineages, moves.dictionaries))
-        for direction, lineage, layer in tqdm(conditions, desc="doses"):
-            rows += sweep_rows(moves, LINEAR, direction, lineage, layer)
-        table = pd.DataFrame(rows)
-        rows = []
-        for direction, lineage in product(DIRECTIONS, study.lineages):
+        moves = Moves(study, dictionaries(study)).prepared()
+        pairs = list(product(DIRECTIONS, study.lineages))
+
+        def of_linear(direction: str, lineage: str, layer: int) -> list[dict]:
+            return sweep_rows(moves, LINEAR, direction, lineage, layer)
+
+        def of_random(direction: str, lineage: str) -> list[dict]:
             layer, _ = best_dose(table, "SAE", direction)
-            rows += sweep_rows(moves, [RANDOM_TUNED], direction, lineage, layer)
-        return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+            return sweep_rows(moves, [RANDOM_TUNED], direction, lineage, layer)
+
+        conditions = [(*pair, layer) for pair in pairs for layer in moves.dictionaries]
+        rows = side_by_side(lambda c: of_linear(*c), conditions, study, desc="doses")
+        table = pd.DataFrame(chain.from_iterable(rows))
+        rows = side_by_side(lambda c: of_random(*c), pairs, study, desc="random doses")
+        random = pd.DataFrame(chain.from_iterable(rows))
+        return pd.concat([table, random], ignore_index=True)
 
     recipe = input_recipe(study) | {
         "methods": LINEAR,
@@ -102,7 +107,7 @@ def steering_sweep(study: Study) -> pd.DataFrame:
 
 def sweep_rows(
     moves: Moves, methods: Iterable[str], direction: str, lineage: str, layer: int
-) -> Iterator[dict]:
+) -> list[dict]:
     """Score every dose of some methods at a block, random ones averaged over draws."""
     study = moves.study
     edits: dict[tuple[str, float], Edits] = {}
@@ -115,11 +120,12 @@ def sweep_rows(
         edits |= {(method, alpha): moved(of_method, alpha) for alpha in DOSES}
     windows = spread_windows(study, "tune", N_TUNE)
     base, target, steered = steer_all(study, layer, lineage, direction, windows, edits)
+    rows = []
     for (method, alpha), reached in steered.items():
         outcome = np.broadcast_arrays(base[:, None], target[:, None], reached)
         closed = gap_closed(*outcome)
         remaining, gap = gap_terms(*outcome)
-        yield {
+        row = {
             "direction": direction,
             "lineage": lineage,
             "method": method,
@@ -131,6 +137,8 @@ def sweep_rows(
             "remaining": remaining.sum(),
             "gap": gap.sum(),
         }
+        rows.append(row)
+    return rows
 
 
 def _constant(vector: torch.Tensor) -> Move:
