@@ -52,6 +52,7 @@ from scipy.stats import spearmanr
 from helpers import causal, figures, interventions, probe, stages
 from helpers.figures import causal as figures_causal
 from helpers.figures import dose_slider
+from helpers.figures import steering as figures_steering
 
 figures.set_style()
 study = stages.open_study(
@@ -96,7 +97,7 @@ directions = list(dict.fromkeys(sweep["direction"]))
 # %% mystnb={"figure": {"caption": "Share of the gap closed on tune chromosomes against the dose, each method at its best block; circles mark the dose that is used on test chromosomes. Random features are scaled to the length of the SAE direction.", "name": "fig-doses"}, "image": {"alt": "Two line plots, one per direction, of GC2 against dose for directions made of features, DiffMean, the affine map and random features."}}
 figure, axes = plt.subplots(1, len(directions), figsize=(11, 4.0), squeeze=False)
 for ax, direction in zip(axes[0], directions, strict=True):
-    figures_causal.doses(sweep, direction, ax)
+    figures_steering.doses(sweep, direction, ax)
 figures.panel_labels(axes[0])
 plt.show()
 
@@ -180,7 +181,7 @@ spread = causal.seed_spread(of_trainings, study.seed)
 spread.set_index("method").round(3)
 
 # %% mystnb={"figure": {"caption": "Share of the gap closed, in vitro to in vivo, on test chromosomes by trainings of the dictionary that differ in their seed. Ticks are trainings, dots their mean, bars 95 % intervals that hold the variation between trainings and between genomic blocks.", "name": "fig-trainings"}, "image": {"alt": "Dot plot with one line per method; ticks for every training and a dot with a wide horizontal interval for their mean."}}
-figures_causal.trainings(spread)
+figures_steering.trainings(spread)
 plt.show()
 
 # %% tags=["hide-input"]
@@ -214,10 +215,10 @@ display(
 # %% mystnb={"figure": {"caption": "Share of the squared gap closed (left) and of the missing correlation gained (right) by every method, in vitro to in vivo, lineages pooled, test chromosomes. Bars are 95 % intervals from genomic blocks that all methods share; green uses features, pink is a baseline, gray a control, black a ceiling or an oracle.", "name": "fig-methods"}, "image": {"alt": "Two dot plots with horizontal intervals, one line per steering method, of GC2 and of the correlation version, from nothing at zero to the full patch at one."}}
 onward = rows_of(pooled, direction="vitro-to-vivo")
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 6.4), sharey=True)
-figures_causal.methods(onward, axes[0])
+figures_steering.methods(onward, axes[0])
 axes[0].set_xlabel("GC$_2$")
 interval = ("gc_corr_low", "gc_corr_high")
-figures_causal.methods(onward, axes[1], value="gc_corr", interval=interval)
+figures_steering.methods(onward, axes[1], value="gc_corr", interval=interval)
 axes[1].set_xlabel("GC$_{corr}$")
 figures.panel_labels(axes)
 plt.show()
@@ -254,11 +255,11 @@ figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
 of_direction = rows_of(steering, direction="vitro-to-vivo")
 names = ["SAE", "DiffMean", "output rescale", "random features", "clamp, significant"]
 of_class = rows_of(of_direction, lineage="pooled")
-figures_causal.grouped(of_class, "tokens", names, axes[0], value="progress", bars=False)
+figures_steering.grouped(of_class, "tokens", names, axes[0], value="progress", bars=False)
 axes[0].set_ylabel("progress $p$")
 names = ["SAE", "SAE, lineage held out", "DiffMean", "DiffMean, lineage held out"]
 of_lineage = rows_of(of_direction[of_direction["lineage"] != "pooled"], tokens="all")
-figures_causal.grouped(of_lineage, "lineage", [*names, "output rescale"], axes[1])
+figures_steering.grouped(of_lineage, "lineage", [*names, "output rescale"], axes[1])
 axes[1].set_ylabel("GC$_2$")
 figures.panel_labels(axes)
 plt.show()

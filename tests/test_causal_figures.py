@@ -10,6 +10,7 @@ import pytest
 
 from helpers.causal import SteeredLocus
 from helpers.figures import causal as figures_causal
+from helpers.figures import steering as figures_steering
 from helpers.figures.dose_slider import dose_slider, render_doses, steered_tracks
 
 
@@ -114,7 +115,7 @@ def test_trainings_draws_every_training():
             "of_trainings": ["5.0, 15.0", "-1.0, 1.0"],
         }
     )
-    ax = figures_causal.trainings(spread)
+    ax = figures_steering.trainings(spread)
     ticks = [line.get_xdata() for line in ax.lines if line.get_marker() == "|"]
     np.testing.assert_allclose(ticks[0], [0.05, 0.15])
     np.testing.assert_allclose(ticks[1], [-0.01, 0.01])

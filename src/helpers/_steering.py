@@ -27,13 +27,16 @@ from helpers._selection import (
 )
 from helpers._side_by_side import side_by_side
 from helpers._sweep import (
+    EVERY_BLOCK,
     RANDOM_TUNED,
     Edits,
     best_dose,
+    every_block,
     input_recipe,
     moved,
     predict,
     steer_all,
+    steer_blocks,
     steering_sweep,
 )
 from helpers.interventions import ablation_deltas
@@ -58,6 +61,8 @@ METHODS = {
     "SAE, all significant": "the same with every significant feature",
     "SAE, output-filtered": "those of them that move the output the right way on tune",
     "SAE, active tokens": "selected features scaled where they fire",
+    "SAE, every block": "the SAE's directions, a share of the dose after every block",
+    "DiffMean, every block": "the same with differences of means",
     "SAE, lineage held out": "features, direction and dose from the other lineages",
     "DiffMean, lineage held out": "direction and dose from the other lineages",
     "SAE, reversed": "minus its direction, same dose",
@@ -203,7 +208,29 @@ def _apply_methods(
         for (method, alpha), reached in steered.items():
             outcome = base[:, None, None], target[:, None, None], reached[:, None]
             results[method] = Result(*outcome, layer, alpha)
+    results |= _at_every_block(moves, sweep, direction, lineage, windows)
     return {method: results[method] for method in METHODS if method in results}
+
+
+def _at_every_block(
+    moves: Moves,
+    sweep: pd.DataFrame,
+    direction: str,
+    lineage: str,
+    windows: np.ndarray,
+) -> dict[str, Result]:
+    """Return what moving every block does, each method at its best dose."""
+    doses = {name: best_dose(sweep, name, direction)[1] for name in EVERY_BLOCK}
+    edits = {
+        (name, alpha): every_block(moves, EVERY_BLOCK[name], lineage, direction, alpha)
+        for name, alpha in doses.items()
+    }
+    *ends, steered = steer_blocks(moves.study, lineage, direction, windows, edits)
+    ends = [y[:, None, None] for y in ends]
+    return {
+        name: Result(*ends, reached[:, None], None, alpha)
+        for (name, alpha), reached in steered.items()
+    }
 
 
 def _planned_edits(
