@@ -20,6 +20,7 @@ from helpers._factor_features import (
     named_by_contrast,
 )
 from helpers._factor_tokens import GROUPS, TRACKS, Split, read_splits
+from helpers._gap_scores import percentiles
 from helpers._registration import registered_windows
 from helpers._selection import (
     Dictionary,
@@ -192,13 +193,14 @@ def _measure(
         "n_features": sum(len(features) for features in choice.features.values()),
         "n_sites": int(n[0].sum()),
     }
+    low, high = percentiles(drawn.draws)  # of draws that have sites
     for k, group in enumerate(GROUPS):
         row |= {group: drawn.estimate[k]}
-        row |= {f"{group}_low": drawn.low[k], f"{group}_high": drawn.high[k]}
+        row |= {f"{group}_low": low[k], f"{group}_high": high[k]}
     for k, name in ((1, "specificity"), (2, "specificity_anywhere")):
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = np.abs(drawn.draws[0] / drawn.draws[k])
             row[name] = np.abs(drawn.estimate[0] / drawn.estimate[k])
-        row[f"{name}_low"], row[f"{name}_high"] = np.nanquantile(ratios, [0.025, 0.975])
+        row[f"{name}_low"], row[f"{name}_high"] = percentiles(ratios)
     promised = {"tune_at_sites": choice.at_sites, "tune_elsewhere": choice.elsewhere}
     return row | promised, drawn.draws
