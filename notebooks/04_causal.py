@@ -14,7 +14,7 @@
 # - Check edits against planted truth, where there is one.
 #
 # **Needs** `activations.zarr`, `sae/block<i>/`, `cds.parquet` (made if absent).
-# **Produces** `causal_registration.json`, `steering_sweep.parquet`, `steering.parquet`, `seeds_steering.parquet`, `seeds_ablation.parquet`, `ablation.parquet`, `dose_response.parquet`, `single_features.parquet`, `lineage_matrix.parquet`, `factor_specificity.parquet` (simulated data).
+# **Produces** `causal_registration.json`, `steering_sweep.parquet`, `steering.parquet`, `seeds_steering.parquet`, `seeds_ablation.parquet`, `ablation.parquet`, `dose_response.parquet`, `single_features.parquet`, `forward_selection.parquet`, `lineage_matrix.parquet`; `factor_specificity.parquet` and `factor_counts.parquet` (simulated data).
 
 # %% tags=["hide-input"]
 import importlib.util
@@ -54,6 +54,7 @@ from scipy.stats import spearmanr
 from helpers import causal, figures, interventions, probe, stages
 from helpers.figures import causal as figures_causal
 from helpers.figures import dose_slider
+from helpers.figures import steering as figures_steering
 
 figures.set_style()
 study = stages.open_study(
@@ -88,6 +89,7 @@ def rows_of(table: pd.DataFrame, **values: str) -> pd.DataFrame:
 #
 # Steering edits the stream $x$ of every token after one block, $x' = x + \alpha\,\delta(x)$, and the model restarts from there.
 # For features of the dictionary $\delta = \sum_{j \in S} (\bar z^{\,t}_j - \bar z^{\,b}_j)\, w_j$, with mean activations $\bar z$ of the base and the target context and the direction $w_j$ that feature $j$ writes.
+# Two methods move *every block*: an equal share of the dose after each, since what one block adds reaches those after it; the tables give them the first block.
 # With all features in $S$ this is DiffMean, the difference of the mean streams {cite}`rimsky2024steering`, up to what the dictionary loses.
 
 # %% tags=["remove-stderr"]
@@ -98,7 +100,7 @@ directions = list(dict.fromkeys(sweep["direction"]))
 # %% mystnb={"figure": {"caption": "Share of the gap closed on tune chromosomes against the dose, each method at its best block; circles mark the dose that is used on test chromosomes. Random features are scaled to the length of the SAE direction.", "name": "fig-doses"}, "image": {"alt": "Two line plots, one per direction, of GC2 against dose for directions made of features, DiffMean, the affine map and random features."}}
 figure, axes = plt.subplots(1, len(directions), figsize=(11, 4.0), squeeze=False)
 for ax, direction in zip(axes[0], directions, strict=True):
-    figures_causal.doses(sweep, direction, ax)
+    figures_steering.doses(sweep, direction, ax)
 figures.panel_labels(axes[0])
 plt.show()
 
@@ -122,7 +124,8 @@ for name, value in endpoint.items():
 for method, by_direction in plan["plan"]["block_and_dose"].items():
     layer, alpha = by_direction[endpoint["direction"]]
     edge = " (the largest tried)" if alpha == sweep["alpha"].max() else ""
-    print(f"  {method}: block {layer}, dose {alpha:g}{edge}")
+    where = "every block" if "every block" in method else f"block {layer}"
+    print(f"  {method}: {where}, dose {alpha:g}{edge}")
 for old in plan["superseded"]:
     print(f"replaces {old}")
 for split, of_split in plan["plan"]["windows"].items():
@@ -182,7 +185,7 @@ spread = causal.seed_spread(of_trainings, study.seed)
 spread.set_index("method").round(3)
 
 # %% mystnb={"figure": {"caption": "Share of the gap closed, in vitro to in vivo, on test chromosomes by trainings of the dictionary that differ in their seed. Ticks are trainings, dots their mean, bars 95 % intervals that hold the variation between trainings and between genomic blocks.", "name": "fig-trainings"}, "image": {"alt": "Dot plot with one line per method; ticks for every training and a dot with a wide horizontal interval for their mean."}}
-figures_causal.trainings(spread)
+figures_steering.trainings(spread)
 plt.show()
 
 # %% tags=["hide-input"]
@@ -216,10 +219,10 @@ display(
 # %% mystnb={"figure": {"caption": "Share of the squared gap closed (left) and of the missing correlation gained (right) by every method, in vitro to in vivo, lineages pooled, test chromosomes. Bars are 95 % intervals from genomic blocks that all methods share; green uses features, pink is a baseline, gray a control, black a ceiling or an oracle.", "name": "fig-methods"}, "image": {"alt": "Two dot plots with horizontal intervals, one line per steering method, of GC2 and of the correlation version, from nothing at zero to the full patch at one."}}
 onward = rows_of(pooled, direction="vitro-to-vivo")
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 6.4), sharey=True)
-figures_causal.methods(onward, axes[0])
+figures_steering.methods(onward, axes[0])
 axes[0].set_xlabel("GC$_2$")
 interval = ("gc_corr_low", "gc_corr_high")
-figures_causal.methods(onward, axes[1], value="gc_corr", interval=interval)
+figures_steering.methods(onward, axes[1], value="gc_corr", interval=interval)
 axes[1].set_xlabel("GC$_{corr}$")
 figures.panel_labels(axes)
 plt.show()
@@ -256,11 +259,13 @@ figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
 of_direction = rows_of(steering, direction="vitro-to-vivo")
 names = ["SAE", "DiffMean", "output rescale", "random features", "clamp, significant"]
 of_class = rows_of(of_direction, lineage="pooled")
-figures_causal.grouped(of_class, "tokens", names, axes[0], value="progress", bars=False)
+figures_steering.grouped(
+    of_class, "tokens", names, axes[0], value="progress", bars=False
+)
 axes[0].set_ylabel("progress $p$")
 names = ["SAE", "SAE, lineage held out", "DiffMean", "DiffMean, lineage held out"]
 of_lineage = rows_of(of_direction[of_direction["lineage"] != "pooled"], tokens="all")
-figures_causal.grouped(of_lineage, "lineage", [*names, "output rescale"], axes[1])
+figures_steering.grouped(of_lineage, "lineage", [*names, "output rescale"], axes[1])
 axes[1].set_ylabel("GC$_2$")
 figures.panel_labels(axes)
 plt.show()
@@ -471,6 +476,37 @@ for layer, rows in of_outcome.groupby("layer"):
 pd.DataFrame(rank_tells).T.rename_axis("block").round(2)
 
 # %% [markdown]
+# Which few features would do together?
+# Features of the cell-line input take their tissue activations one after the other; each time the one is taken that closes most of the gap on `tune` chromosomes, together with those taken before.
+# Every feature may be taken, significant or not.
+# The curve is what the same sets close on `test` chromosomes, beside the ranking by CDS and random sets that fire and write like those taken.
+
+# %% tags=["remove-stderr"]
+forward = causal.forward_selection(study)
+
+# %% mystnb={"figure": {"caption": "Share of the gap closed on test chromosomes when ever more features of the in vitro input take their in vivo activations, in the block of the endpoint: the order that closes most on tune chromosomes (numbers name the feature taken), the order by CDS, and random sets like the first. Bands are 95 % intervals from genomic blocks, for random sets 95 % of the sets.", "name": "fig-forward"}, "image": {"alt": "Line plot of GC2 against the number of features for the greedy order, the order by CDS and random sets, with a horizontal line for all significant features."}}
+figures_causal.forward_selection(forward)
+plt.show()
+
+# %%
+greedy = rows_of(forward, order="greedy").set_index("n_features")
+greedy[["feature", "rank", "gc2_tune", "gc2", "low", "high"]].round(3)
+
+# %% tags=["hide-input"]
+n_taken = greedy.index.max()
+curves = forward.set_index(["order", "n_features"])
+every = rows_of(forward, order="all significant").iloc[0]
+by_rank = rows_of(forward, order="CDS").iloc[-1]
+n_called = int(greedy["rank"].notna().sum())
+print(
+    f"{n_taken} features chosen one by one close {greedy['gc2'].iloc[-1]:.1%} of the gap on test "
+    f"chromosomes ({greedy['gc2_tune'].iloc[-1]:.1%} on tune); the {by_rank['n_features']} with the "
+    f"largest CDS {by_rank['gc2']:.1%}, random sets like them "
+    f"{curves.loc[('random', n_taken), 'gc2']:.1%}, all {every['n_features']} significant ones "
+    f"{every['gc2']:.1%}; {n_called} of the {n_taken} are significant"
+)
+
+# %% [markdown]
 # ## Are lineage features specific?
 #
 # Features that were called in one lineage only are edited in every lineage.
@@ -498,35 +534,54 @@ if len(matrix):
 # ## Against what was planted
 #
 # In the simulated world a factor opens its own sites.
-# Zeroing the features that speak for a factor should lower the prediction at its sites and leave others alone.
+# Zeroing the features that speak for a factor should lower the prediction at its sites at least five times more than elsewhere.
 # *Elsewhere* are tokens in peaks without the factor weighted so that their unedited predictions are distributed as at the sites: without that, strongly open tokens would be compared with weakly open ones.
+# *Anywhere* are all tokens away from the sites, in peaks or not.
 #
-# Features are chosen on `tune` chromosomes in two ways: by **contrast** (significant features whose differences between contexts lie at the factor's sites) and by **output** (features whose removal, to first order, lowers the prediction at the sites and hardly elsewhere).
-# And the model is asked twice: with the track **visible**, of which it copies most, and with the track **hidden**, where it has to read the sequence.
+# Features are chosen on `tune` chromosomes in three ways.
+# By **contrast**: significant features whose differences between contexts lie at the factor's sites.
+# By **output**: up to five features of one block that each, zeroed alone, lower the prediction at the sites five times more than elsewhere; features that are specific only together, because their effects elsewhere cancel, would not be so on other chromosomes.
+# And those of **every block** at once, so that later blocks cannot restore from the sequence what was removed.
+# The model is asked twice: with the track **visible**, of which it copies most, and with the track **hidden**, where it has to read the sequence.
 
 # %% tags=["remove-stderr"]
 if study.truth is None:
-    factors = None
+    factors = counts = None
     print("the data are real: nothing was planted")
 else:
     factors = causal.factor_specificity(study)
+    counts = causal.factor_counts(study)
+
+# %% tags=["hide-input"]
+if factors is not None:
+    strict = rows_of(counts, control="elsewhere")
+    lines = [
+        "**Planted factors whose features act five times more at their sites:**",
+        "",
+    ]
+    for _, row in strict.sort_values("n_specific").iterrows():
+        lines.append(
+            f"- {row['selection']}, track {row['track']}: **{row['n_specific']} of "
+            f"{row['n_factors']}** (95 % {row['low']:.0f} to {row['high']:.0f})"
+        )
+    display(Markdown("\n".join(lines)))
     factors["lowers"] = factors["at_sites_high"] < 0
-    factors["specific"] = factors["lowers"] & (factors["specificity"] >= 5)
-    per_choice = factors.groupby(["track", "selection"])
-    display(
-        per_choice.agg(
-            factors=("factor", "size"),
-            lowers=("lowers", "sum"),
-            specific=("specific", "sum"),
-            median_change=("at_sites", "median"),
-            median_specificity=("specificity", "median"),
-        ).round(3)
+    per_choice = factors.groupby(["track", "selection"], sort=False)
+    table = per_choice.agg(
+        factors=("factor", "size"),
+        lowers=("lowers", "sum"),
+        median_change=("at_sites", "median"),
+        median_specificity=("specificity", "median"),
     )
+    anywhere = rows_of(counts, control="anywhere").set_index(["track", "selection"])
+    table["specific_anywhere"] = anywhere["n_specific"]
+    display(table.round(3))
 
 # %% [markdown]
-# Each marker is a factor in the block chosen on `tune`; above the dotted line the change at its own sites is more than five times that elsewhere.
+# Intervals resample genomic blocks, the same for all factors; a factor counts if its features were found at all on `tune`.
+# Each marker below is a factor in the block chosen on `tune`; above the dotted line the change at its own sites is more than five times that elsewhere.
 
-# %% mystnb={"figure": {"caption": "Change of the prediction at a factor's own sites against matched tokens elsewhere when its features are zeroed, one marker per factor in its block, test chromosomes. Of those that lower it, the strongest are named, with their block.", "name": "fig-factors"}, "image": {"alt": "Scatter plots on logarithmic axes of the size of change at a planted factor's sites against the size elsewhere, with lines for equal and fivefold change."}}
+# %% mystnb={"figure": {"caption": "Change of the prediction at a factor's own sites against matched tokens elsewhere when its features, chosen by output, are zeroed, one marker per factor in its block, test chromosomes. Of those that lower it, the strongest are named, with their block.", "name": "fig-factors"}, "image": {"alt": "Scatter plots on logarithmic axes of the size of change at a planted factor's sites against the size elsewhere, with lines for equal and fivefold change."}}
 if factors is not None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
     for ax, track in zip(axes, ("visible", "hidden"), strict=True):
@@ -538,10 +593,10 @@ if factors is not None:
 
 # %% tags=["hide-input"]
 if factors is not None:
-    own = rows_of(factors, selection="output").sort_values("at_sites")
-    columns = ["track", "layer", "factor", "n_features", "n_sites", "at_sites"]
-    columns += ["elsewhere", "specificity", "specificity_low", "specificity_high"]
-    display(own[columns].head(10).round(3))
+    own = rows_of(factors, selection="output", track="visible").sort_values("at_sites")
+    columns = ["layer", "factor", "n_features", "n_sites", "tune_at_sites", "at_sites"]
+    columns += ["elsewhere", "anywhere", "specificity", "specificity_low"]
+    display(own[[*columns, "specificity_high"]].round(3))
 
 # %% [markdown]
 # ## Sanity checks
@@ -598,21 +653,20 @@ verdict = (
 )
 differential = fair[fair["outcome"].isin(["vivo-up", "vitro-up"])]
 n_hits = int((differential["p"] <= 0.05).sum())
+says = "says" if by_rank["gc2"] > greedy["gc2"].iloc[-1] / 2 else "does **not** say"
 takeaways = f"""
 - The SAE direction {verdict} a rescaled output ([methods](#fig-methods)): {sae["gc2"]:.1%} of the squared gap ({sae["low"]:.1%} to {sae["high"]:.1%} by genomic blocks; {by_name.loc["SAE", "low"]:.1%} to {by_name.loc["SAE", "high"]:.1%} over trainings) against {one.loc["output rescale", "gc2"]:.1%}; DiffMean closes {one.loc["DiffMean", "gc2"]:.1%}, and the best method without an oracle is **{best.idxmax()}** ({best.max():.1%}).
 - Against features that fire and write alike, {n_hits} of {len(differential)} ablation effects at differential tokens have p at most 0.05 ({len(differential) / 20:.1f} expected by chance).
+- {n_taken} features chosen one by one close {greedy["gc2"].iloc[-1]:.1%} of the gap ([curve](#fig-forward)); the {by_rank["n_features"]} with the largest CDS {by_rank["gc2"]:.1%}: the rank by CDS {says} which features act.
 - Given the activations of the target run at block {sae["layer"]}, the significant features close {one.loc["clamp, significant", "gc2"]:.1%} of the gap and all others {one.loc["clamp, not significant", "gc2"]:.1%} (an oracle: token by token).
 """
 if factors is not None:
-    counts = per_choice["specific"].sum()
-    sizes = per_choice.size()
+    one = rows_of(strict, selection="output", track="visible").iloc[0]
     takeaways += (
-        "- Planted factors whose features act at least five times more at their sites: "
-        + "; ".join(
-            f"{counts[key]} of {sizes[key]} ({key[1]}, track {key[0]})"
-            for key in counts.index
-        )
-        + ".\n"
+        f"- Of {one['n_factors']} planted factors with features of their own, zeroing these "
+        f"lowers the prediction at the factor's sites at least five times more than elsewhere "
+        f"for {one['n_specific']} (95 % {one['low']:.0f} to {one['high']:.0f}; features chosen "
+        "by output, track visible, [factors](#fig-factors)).\n"
     )
 display(Markdown(takeaways))
 

@@ -4,6 +4,7 @@ The planted stream has one channel per feature, features are the channels themse
 and the log1p prediction is the sum of the channels the model reads.
 """
 
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -17,6 +18,9 @@ from torch import nn
 from helpers import (
     _ablation,
     _dose,
+    _factor_features,
+    _factor_tokens,
+    _greedy,
     _locus,
     _moves,
     _registration,
@@ -28,6 +32,7 @@ from helpers import (
     causal,
     stages,
 )
+from helpers._side_by_side import side_by_side
 from helpers.activations import WindowSummary
 from helpers.runs import Run
 from helpers.sae import SAEConfig
@@ -38,9 +43,13 @@ from toy import ToySAE
 N_FEATURES = 24
 LEVEL, DRIVER, IDLE = 0, 1, 2  # read, read, not read; the rest is noise nobody reads
 SHIFTS = (0.7, 1.4)  # of the two lineages
+FEW = {  # random sets
+    "resample": {"any other": 19, "not significant": 9},
+    "zero": {"any other": 9},
+}
 
 
-MODULES = (_ablation, _dose, _locus, _moves, _registration, _seeds, _selection)
+MODULES = (_ablation, _dose, _greedy, _locus, _moves, _registration, _seeds, _selection)
 MODULES += (_specificity, _steering, _sweep)
 
 
@@ -76,12 +85,7 @@ def plant(study, folder, monkeypatch, streams, significant, read=(LEVEL, DRIVER)
     summary = WindowSummary(
         acts.mean(dim=2).numpy(), (acts > 0).float().mean(dim=2).numpy()
     )
-    names = list(study.design["biosample"])
-
-    def rows(layer, *, biosamples, windows):
-        assert list(windows) == sorted(set(windows)), "a store sorts what it is asked"
-        (name,) = biosamples
-        return SimpleNamespace(rows=streams[names.index(name), windows].flatten(0, 1))
+    store = SimpleNamespace(layer=lambda _: streams.numpy(), chunk_windows=5)
 
     cds = np.zeros(d)
     cds[significant] = 10.0 * np.arange(len(significant), 0, -1)
@@ -101,7 +105,6 @@ def plant(study, folder, monkeypatch, streams, significant, read=(LEVEL, DRIVER)
     for lineage in study.lineages:
         scores[f"delta_{lineage}"] = scores["cds"]
     planted = {
-        "extract": lambda _: SimpleNamespace(rows=rows),
         "train_saes": lambda _: dict.fromkeys(study.blocks, sae),
         "summaries": lambda _: dict.fromkeys(study.blocks, summary),
         "score_context": lambda _: scores,
@@ -125,7 +128,15 @@ def plant(study, folder, monkeypatch, streams, significant, read=(LEVEL, DRIVER)
     monkeypatch.setattr(_steering, "_swapped_inputs", swapped)
     monkeypatch.setattr(_moves, "N_SETS", 8)
     monkeypatch.setattr(_moves, "N_OTHER", 4)
-    return replace(study, run=run, model=model)
+    monkeypatch.setattr(_ablation, "N_RANDOM", FEW)
+    monkeypatch.setattr(_sweep, "DOSES", (-1.0, 0.5, 1.0, 2.0))
+    monkeypatch.setattr(_sweep, "N_TUNE", 8)
+    monkeypatch.setattr(_seeds, "N_SEEDS", 2)
+    monkeypatch.setattr(_greedy, "N_RANDOM", 4)
+    monkeypatch.setattr(_greedy, "N_STEPS", 3)
+    planted = replace(study, run=run, model=model)
+    planted.__dict__["store"] = store
+    return planted
 
 
 def noise(study, seed=0):
@@ -201,6 +212,7 @@ def steered(small_study, tmp_path_factory):
         sweep, table = causal.steering_sweep(study), causal.steering(study)
         growth, singles = causal.dose_response(study), causal.single_features(study)
         matrix, agreement = causal.lineage_matrix(study), causal.coherence(study)
+        forward = causal.forward_selection(study)
         locus = causal.steered_locus(study, study.lineages[0], [0.0, 1.0])
     return SimpleNamespace(
         study=study,
@@ -208,6 +220,7 @@ def steered(small_study, tmp_path_factory):
         table=table,
         growth=growth,
         singles=singles,
+        forward=forward,
         matrix=matrix,
         agreement=agreement,
         locus=locus,
@@ -379,7 +392,7 @@ def test_ablation_keeps_every_random_set(ablated):
     keys = ["layer", "lineage", "direction", "value", "outcome", "control"]
     sizes = random.groupby(keys).size()
     for key, n in sizes.items():
-        assert n == causal.N_RANDOM[key[3]][key[5]]
+        assert n == FEW[key[3]][key[5]]
     mean = random.groupby(keys)["effect"].mean()
     found = table.set_index(keys)["random"]
     pd.testing.assert_series_equal(
@@ -388,7 +401,7 @@ def test_ablation_keeps_every_random_set(ablated):
     # Nobody reads the noise: a real effect beats every one of the sets.
     differential = table["outcome"].isin(["vivo-up", "vitro-up"])
     expected = [
-        1 / (1 + causal.N_RANDOM[v][c])
+        1 / (1 + FEW[v][c])
         for v, c in zip(table["value"], table["control"], strict=True)
     ]
     assert (random["effect"] == 0).all()
@@ -736,34 +749,60 @@ def test_matched_weights_spread_predictions_alike():
     base = rng.normal(size=(40, 60))
     at = (base + rng.normal(size=base.shape)) > 1.5  # sites are predicted higher
     away = ~at & (rng.random(base.shape) < 0.5)
-    weights = _specificity._matched(base, at, away)
+    weights = _factor_tokens._matched(base, at, away)
     assert (weights[~away] == 0).all()
     assert weights.sum() == pytest.approx(at.sum(), rel=0.01)
     assert np.average(base, weights=weights) == pytest.approx(base[at].mean(), abs=0.1)
     assert base[away].mean() < base[at].mean() - 0.3
-    assert not _specificity._matched(base, at & False, away).any()
+    assert not _factor_tokens._matched(base, at & False, away).any()
 
 
-def test_specific_features_keep_their_joint_effect_at_the_sites():
-    at_sites = np.array([-0.5, -0.4, -0.3, 0.2, -0.001])
-    elsewhere = np.array([-0.05, -0.3, 0.04, 0.0, 0.0])
-    chosen = _specificity._specific(at_sites, elsewhere)
-    assert list(chosen) == [0, 2]
-    assert len(_specificity._specific(np.zeros(3), np.zeros(3))) == 0
+def test_specific_features_are_so_on_their_own():
+    at_sites = np.array([-0.5, -0.4, -0.4, 0.2, -0.001, -0.3])
+    elsewhere = np.array([-0.05, -0.3, 0.3, 0.0, 0.0, 0.01])
+    chosen = _factor_features._specific(at_sites, elsewhere)
+    assert list(chosen) == [0, 5], "the second and third only cancel each other"
+    assert len(_factor_features._specific(np.zeros(3), np.zeros(3))) == 0
+    many = _factor_features._specific(-np.arange(1.0, 10.0), np.zeros(9))
+    assert list(many) == [8, 7, 6, 5, 4], "the strongest, and no more than five"
 
 
-def test_best_block_prefers_specific_over_large():
-    removed = {
-        (0, "A"): np.array([[-1.0], [-0.9]]),
-        (1, "A"): np.array([[-0.1], [0.0]]),
-        (2, "A"): np.array([[-0.2], [0.01]]),
+def test_features_by_output_are_chosen_block_by_block_and_together():
+    alone = {
+        (0, "A"): (np.array([7, 8]), np.array([[-1.0, -0.1], [-0.9, 0.0]])),
+        (1, "A"): (np.array([5]), np.array([[-0.2], [0.01]])),
+        (2, "A"): (np.array([6]), np.array([[-0.5], [0.3]])),
+        (2, "B"): (np.array([6]), np.array([[0.5], [0.0]])),
     }
-    sets = {key: np.array([0]) for key in removed} | {(0, "B"): np.array([], int)}
-    best = _specificity._best_block(sets, removed)
-    assert set(best) == {"A"}
-    layer, features, estimate = best["A"]
-    assert (layer, list(features)) == (2, [0])
-    assert estimate["tune_specificity"] == pytest.approx(20)
+    chosen = _factor_features._by_output(alone)
+    assert {name: set(of) for name, of in chosen.items()} == {
+        "output": {"A"},
+        "output, every block": {"A"},
+    }
+    one, every = (of["A"] for of in chosen.values())
+    assert {b: list(f) for b, f in one.features.items()} == {1: [5]}
+    assert {b: list(f) for b, f in every.features.items()} == {0: [8], 1: [5]}
+    assert every.at_sites == pytest.approx(-0.3)
+    assert every.elsewhere == pytest.approx(0.01)
+
+
+def test_specific_factors_are_counted_with_the_draws():
+    table = pd.DataFrame(
+        {
+            "track": "visible",
+            "selection": "output",
+            "at_sites": [-1.0, -1.0, 0.5],
+            "elsewhere": [-0.1, 0.5, 0.0],
+            "anywhere": [0.0, 0.0, 0.0],
+        }
+    )
+    draws = table[["at_sites", "elsewhere", "anywhere"]].to_numpy()[..., None]
+    draws = np.repeat(draws, 4, axis=2)
+    draws[0, 1] = [-0.1, -0.1, -0.1, -0.9]
+    counts = _specificity._count(table, draws).set_index("control")
+    assert counts.loc["elsewhere", ["n_factors", "n_specific"]].tolist() == [3, 1]
+    assert counts.loc["elsewhere", "low"] < 0.5 < counts.loc["elsewhere", "high"]
+    assert counts.loc["anywhere", ["n_specific", "low", "high"]].tolist() == [2, 2, 2]
 
 
 def test_zeroing_features_of_a_linear_model_is_what_was_estimated(shifted):
@@ -772,21 +811,79 @@ def test_zeroing_features_of_a_linear_model_is_what_was_estimated(shifted):
     x = _selection.read_streams(shifted, 0, 0, windows)
     shape = (6, x.shape[1] - 4)
     rng = np.random.default_rng(0)
-    weights = torch.from_numpy((rng.random((2, *shape)) < 0.3).astype(np.float32))
+    weights = torch.from_numpy((rng.random((3, *shape)) < 0.3).astype(np.float32))
     predicted = shifted.model.head(x).log1p()
-    tokens = _specificity._Tokens(0, weights)
-    streams = [dict.fromkeys(known, x)]
-    split = _specificity._Split(windows, streams, [predicted], {"A": [tokens]})
-    removed = _specificity._estimate(shifted, known, split, "visible")
-    row = _specificity._measure(shifted, known[0], "A", np.array([LEVEL]), split)
-    estimate = removed[0, "A"][:, LEVEL]
+    tokens = _factor_tokens.FactorTokens(0, weights)
+    streams = [dict.fromkeys(known, x)] * len(shifted.design)
+    split = _factor_tokens.Split(windows, streams, [predicted], {"A": [tokens]})
+    guessed = _factor_features._estimate(shifted, known, split)[0, "A"][:, LEVEL]
+    some = {0: np.array([LEVEL, IDLE])}
+    tried, alone = _factor_features._one_by_one(shifted, known, split, some)[0, "A"]
+    assert list(tried) == [LEVEL, IDLE]
+    np.testing.assert_allclose(alone[:, 0], guessed, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(alone[:, 1], 0, atol=1e-6)
+    choice = _factor_features.Choice({0: np.array([LEVEL])}, *alone[:, 0])
+    row, draws = _specificity._measure(shifted, known, "A", choice, split)
     np.testing.assert_allclose(
-        [row["at_sites"], row["elsewhere"]], estimate, rtol=1e-4, atol=1e-6
+        [row["at_sites"], row["elsewhere"]], guessed, rtol=1e-4, atol=1e-6
     )
     inner = x[:, 2:-2, LEVEL]
-    expected = -(weights[0] * inner).sum() / weights[0].sum()
-    assert row["at_sites"] == pytest.approx(float(expected), rel=1e-4)
+    for group, of_group in zip(_factor_tokens.GROUPS, weights, strict=True):
+        expected = -(of_group * inner).sum() / of_group.sum()
+        assert row[group] == pytest.approx(float(expected), rel=1e-4)
     assert row["n_sites"] == int(weights[0].sum())
+    assert draws.shape[0] == 3
+    # Zeroed after the first block, there is nothing left to zero after the second.
+    twice = choice._replace(features=dict.fromkeys((0, 1), np.array([LEVEL])))
+    again, _ = _specificity._measure(shifted, known, "A", twice, split)
+    assert again["at_sites"] == pytest.approx(row["at_sites"])
+    assert again["layer"] is None
+
+
+# --- One by one, and at every block ---------------------------------------------------
+
+
+def test_forward_selection_takes_the_feature_that_carries_the_gap(steered):
+    found = steered.forward.set_index(["order", "n_features"])
+    first = found.loc["greedy", 1]
+    assert (first["feature"], first["rank"]) == (DRIVER, 1)
+    assert first["gc2"] == pytest.approx(1, abs=1e-3)
+    assert found.loc["CDS", 1]["gc2"] == pytest.approx(first["gc2"])
+    random = found.loc["random"]
+    assert (random["gc2"].abs() < 1e-6).all(), "nobody reads the noise"
+    greedy = found.loc["greedy"]
+    assert greedy["feature"].is_unique
+    assert (greedy["low"] <= greedy["gc2"] + 1e-9).all()
+
+
+def test_a_dose_is_spread_over_the_blocks(steered):
+    """The blocks of the planted model leave the stream alone: shares add up."""
+    table = steered.table.query("lineage == 'pooled' and tokens == 'all'")
+    table = table.set_index(["direction", "method"])["gc2"]
+    for direction in _moves.DIRECTIONS:
+        one, every = table[direction, "SAE"], table[direction, "SAE, every block"]
+        assert every == pytest.approx(one, abs=1e-6)
+
+
+def test_conditions_run_side_by_side_in_order(small_study):
+    def threads_of(item):
+        return item, torch.get_num_threads(), threading.get_ident()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = side_by_side(threads_of, range(20), small_study, desc="test")
+        assert torch.get_num_threads() == 2
+        large = SimpleNamespace(
+            device="cpu", model=SimpleNamespace(config=SimpleNamespace(n_tokens=4096))
+        )
+        alone = side_by_side(threads_of, range(3), large, desc="test")
+    finally:
+        torch.set_num_threads(before)
+    assert [item for item, _, _ in found] == list(range(20))
+    assert {n for _, n, _ in found} == {1}, "cores are shared out, not contended for"
+    assert threading.get_ident() not in {of for _, _, of in found}
+    assert {(n, of) for _, n, of in alone} == {(2, threading.get_ident())}
 
 
 # --- The whole chain on a real model --------------------------------------------------

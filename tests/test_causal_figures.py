@@ -10,6 +10,7 @@ import pytest
 
 from helpers.causal import SteeredLocus
 from helpers.figures import causal as figures_causal
+from helpers.figures import steering as figures_steering
 from helpers.figures.dose_slider import dose_slider, render_doses, steered_tracks
 
 
@@ -114,7 +115,7 @@ def test_trainings_draws_every_training():
             "of_trainings": ["5.0, 15.0", "-1.0, 1.0"],
         }
     )
-    ax = figures_causal.trainings(spread)
+    ax = figures_steering.trainings(spread)
     ticks = [line.get_xdata() for line in ax.lines if line.get_marker() == "|"]
     np.testing.assert_allclose(ticks[0], [0.05, 0.15])
     np.testing.assert_allclose(ticks[1], [-0.01, 0.01])
@@ -134,3 +135,22 @@ def test_dose_response_draws_one_line_per_block():
     ax = figures_causal.dose_response(table, "strength", "vivo-up")
     lines = {of.get_label(): of.lines[0].get_xydata() for of in ax.containers}
     np.testing.assert_allclose(lines["block 1"], [[0.5, -2], [1.0, -3]])
+
+
+def test_forward_selection_names_the_features_taken():
+    rows = [
+        ("greedy", 1, 7, 0.2, 0.1, 0.3),
+        ("greedy", 2, 3, 0.3, 0.2, 0.4),
+        ("CDS", 1, 3, 0.0, -0.1, 0.1),
+        ("CDS", 2, 5, 0.1, 0.0, 0.2),
+        ("random", 1, None, 0.05, 0.0, 0.1),
+        ("random", 2, None, 0.08, 0.0, 0.2),
+        ("all significant", 40, None, 0.5, 0.4, 0.6),
+    ]
+    columns = ["order", "n_features", "feature", "gc2", "low", "high"]
+    table = pd.DataFrame(rows, columns=columns).astype({"feature": "Int64"})
+    ax = figures_causal.forward_selection(table)
+    assert [text.get_text() for text in ax.texts] == ["7", "3"]
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["greedy", "CDS", "random", "all 40 significant"]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.2, 0.3])

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.std import tqdm
 
 from helpers._edits import Readout, class_means, edit
-from helpers._registration import registered, registered_windows
+from helpers._registration import registered_windows
 from helpers._selection import (
     blocks_of,
     dictionaries,
     matched_sets,
+    tables_of,
     token_classes,
 )
+from helpers._side_by_side import side_by_side
 from helpers._sweep import input_recipe
 from helpers.blockstats import adjust_p_values, block_bootstrap
 from helpers.interventions import effect_size
@@ -51,7 +52,7 @@ def ablation(study: Study) -> pd.DataFrame:
     """Replace the context features of every block and measure what changes.
 
     The selected features of a block (`context_features`) take the activations they have
-    on the same window in the other context (``resample``), or none (``zero``), on 24
+    on the same window in the other context (``resample``), or none (``zero``), on 16
     test windows, and so do random sets matched on density and written norm. An effect
     is the mean over windows of edited minus unedited.
 
@@ -81,15 +82,7 @@ def ablation(study: Study) -> pd.DataFrame:
     FileNotFoundError, ValueError
         If the analysis is not registered, or nothing is significant in any block.
     """
-    registered(study)
-    recipe = _recipe(study)
-
-    def build() -> pd.DataFrame:
-        table, random = _ablate(study)
-        study.run.table("ablation_random.parquet", recipe, lambda: random)
-        return table
-
-    return study.run.table("ablation.parquet", recipe, build)
+    return _tables(study)[0]
 
 
 def ablation_random(study: Study) -> pd.DataFrame:
@@ -101,35 +94,42 @@ def ablation_random(study: Study) -> pd.DataFrame:
         One row per random set: ``layer``, ``lineage``, ``direction``, ``value``,
         ``outcome``, ``control``, ``effect``, ``per_norm``.
     """
-    recipe = _recipe(study)
-    ablation(study)
-    return study.run.table("ablation_random.parquet", recipe, lambda: _ablate(study)[1])
+    return _tables(study)[1]
 
 
-def _recipe(study: Study) -> dict:
-    return input_recipe(study) | {
+def _tables(study: Study) -> list[pd.DataFrame]:
+    windows = registered_windows(study, N_WINDOWS)
+    recipe = input_recipe(study) | {
         "windows": N_WINDOWS,
         "random": N_RANDOM,
         "code": code_digest(*_CODE),
     }
+    names = ["ablation.parquet", "ablation_random.parquet"]
+    return tables_of(study, names, recipe, lambda: _ablate(study, windows))
 
 
-def _ablate(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _ablate(study: Study, windows: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the tables of `ablation` and `ablation_random`."""
-    windows = registered_windows(study, N_WINDOWS)
+    if len(windows) < _MIN_WINDOWS:
+        raise ValueError(
+            f"ablation needs at least {_MIN_WINDOWS} test windows; got {len(windows)}"
+        )
     blocks = blocks_of(study, windows)
     classes = token_classes(study, windows)
     chosen = dictionaries(study)
-    rows, random = [], []
-    conditions = list(product(chosen, study.lineages, INPUTS, N_RANDOM))
-    for layer, lineage, direction, value in tqdm(conditions, desc="ablation"):
-        edited, other = (study.pair(lineage)[i] for i in INPUTS[direction])
-        features = chosen[layer].features
-        matched = {
-            control: matched_sets(features, control, n, study.seed)
+    matches = {
+        (layer, value): {
+            control: matched_sets(of_block.features, control, n, study.seed)
             for control, n in N_RANDOM[value].items()
-            if control in features.pools
+            if control in of_block.features.pools
         }
+        for (layer, of_block), value in product(chosen.items(), N_RANDOM)
+    }
+
+    def of_condition(condition: tuple) -> tuple[list[dict], list[pd.DataFrame]]:
+        layer, lineage, direction, value = condition
+        edited, other = (study.pair(lineage)[i] for i in INPUTS[direction])
+        features, matched = chosen[layer].features, matches[layer, value]
         change, norm = edit(
             study,
             layer,
@@ -140,7 +140,7 @@ def _ablate(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
             edited=edited,
             reference=other if value == "resample" else None,
         )
-        first = 1
+        rows, random, first = [], [], 1
         for control, match in matched.items():
             of_control = [0, *range(first, first + len(match.sets))]
             first += len(match.sets)
@@ -162,10 +162,11 @@ def _ablate(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
                 fit["n_features"] = len(features.selected)
                 rows.append(head | summary | fit)
                 random.append(null.assign(**head))
-    if not rows:
-        raise ValueError(
-            f"ablation needs at least {_MIN_WINDOWS} test windows; got {len(windows)}"
-        )
+        return rows, random
+
+    conditions = list(product(chosen, study.lineages, INPUTS, N_RANDOM))
+    found = side_by_side(of_condition, conditions, study, desc="ablation")
+    rows, random = (list(chain.from_iterable(of)) for of in zip(*found, strict=True))
     table = pd.DataFrame(rows)
     family = table.groupby(["value", "control"])["p"]
     table["q_bh"] = family.transform(lambda p: adjust_p_values(p.to_numpy(), "bh"))

@@ -6,7 +6,7 @@ activations.
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import chain, product
 
 import numpy as np
 import pandas as pd
@@ -20,8 +20,10 @@ from helpers._selection import (
     blocks_of,
     dictionaries,
     lineage_features,
+    tables_of,
     token_classes,
 )
+from helpers._side_by_side import side_by_side
 from helpers._sweep import input_recipe
 from helpers.blockstats import block_bootstrap
 from helpers.runs import code_digest
@@ -77,30 +79,21 @@ def single_features(study: Study) -> pd.DataFrame:
     return _tables(study)[1]
 
 
-def _tables(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _tables(study: Study) -> list[pd.DataFrame]:
     windows = registered_windows(study, N_WINDOWS)
     recipe = input_recipe(study) | {
         "sizes": [SET_SIZES, STRENGTHS, N_WINDOWS],
         "code": code_digest(*_CODE),
     }
-    found: list[pd.DataFrame] = []
-
-    def measured(table: int) -> pd.DataFrame:
-        if not found:
-            found.extend(_measure(study, windows))
-        return found[table]
-
-    return (
-        study.run.table("dose_response.parquet", recipe, lambda: measured(0)),
-        study.run.table("single_features.parquet", recipe, lambda: measured(1)),
-    )
+    names = ["dose_response.parquet", "single_features.parquet"]
+    return tables_of(study, names, recipe, lambda: _measure(study, windows))
 
 
 def _measure(study: Study, windows: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
     classes, blocks = token_classes(study, windows), blocks_of(study, windows)
-    rows, singles = [], []
-    conditions = list(product(dictionaries(study).values(), study.lineages))
-    for of_block, lineage in tqdm(conditions, desc="dose-response"):
+
+    def of_condition(condition: tuple) -> tuple[list[dict], list[pd.DataFrame]]:
+        of_block, lineage = condition
         selected = of_block.features.selected
         significant = of_block.features.significant
         sizes = [n for n in SET_SIZES if n < len(significant)] + [len(significant)]
@@ -116,6 +109,7 @@ def _measure(study: Study, windows: np.ndarray) -> tuple[pd.DataFrame, pd.DataFr
             )[0][0]
             for dose in STRENGTHS
         ]
+        rows, singles = [], []
         for k, outcome in enumerate(OUTCOMES):
             here = np.isfinite(change[0, :, k])
             if len(set(blocks[here])) < 2:
@@ -144,6 +138,11 @@ def _measure(study: Study, windows: np.ndarray) -> tuple[pd.DataFrame, pd.DataFr
                     }
                 ).assign(**head)
             )
+        return rows, singles
+
+    conditions = list(product(dictionaries(study).values(), study.lineages))
+    found = side_by_side(of_condition, conditions, study, desc="dose-response")
+    rows, singles = (list(chain.from_iterable(of)) for of in zip(*found, strict=True))
     table = pd.DataFrame(rows).drop_duplicates(
         ["layer", "lineage", "outcome", "n_features", "strength"], ignore_index=True
     )

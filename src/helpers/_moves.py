@@ -25,6 +25,7 @@ from helpers._selection import (
     read_streams,
     spread_windows,
 )
+from helpers._side_by_side import side_by_side
 from helpers.interventions import steering_direction
 from helpers.stages import Study
 
@@ -99,7 +100,21 @@ class Moves:
         self.study, self.dictionaries = study, dictionaries
         self._windows = study.dataset.windows_of("select")
         self._moments: dict[int, Moments] = {}
+        self._acts: dict[int, torch.Tensor] = {}
         self._scored: dict[tuple[int, str], np.ndarray] = {}
+        self._sets: dict[int, np.ndarray] = {}
+
+    def prepared(self) -> Moves:
+        """Measure what conditions share before several threads ask for it."""
+
+        def prepare(layer: int) -> None:
+            self.moments(layer)
+            self._random_sets(layer)
+            for direction in DIRECTIONS:
+                self.output_filtered(layer, direction)
+
+        side_by_side(prepare, list(self.dictionaries), self.study, desc="moves")
+        return self
 
     @cached_property
     def held_out(self) -> dict[str, dict[int, ContextFeatures]]:
@@ -170,9 +185,19 @@ class Moves:
 
     def _mean_acts(self, layer: int) -> torch.Tensor:
         """Return mean feature activations, (n_biosamples, d_sae)."""
-        acts = self.dictionaries[layer].summary.mean_acts
-        mean = acts[:, self._windows].mean(axis=1)
-        return torch.from_numpy(mean).to(self.study.device)
+        if layer not in self._acts:
+            acts = self.dictionaries[layer].summary.mean_acts
+            mean = acts[:, self._windows].mean(axis=1)
+            self._acts[layer] = torch.from_numpy(mean).to(self.study.device)
+        return self._acts[layer]
+
+    def _random_sets(self, layer: int) -> np.ndarray:
+        """Return feature sets like the selected one, (N_SETS, n_selected)."""
+        if layer not in self._sets:
+            features = self.dictionaries[layer].features
+            match = matched_sets(features, "any other", N_SETS, self.study.seed)
+            self._sets[layer] = match.sets
+        return self._sets[layer]
 
     def _scaled(self, layer: int, pair: list[int], features: np.ndarray) -> Move:
         """Multiply active features by the ratio of their means."""
@@ -209,8 +234,8 @@ class Moves:
         """
         study, seed = self.study, self.study.seed
         features = self.dictionaries[layer].features
-        sets = matched_sets(features, "any other", N_SETS, seed).sets
         pair = pair_of(study, lineage, direction)
+        sets = self._random_sets(layer)
         of_sets = torch.stack([self.of_features(layer, pair, s) for s in sets])
         rng = np.random.default_rng(seed)
         normal = rng.normal(size=(N_OTHER, of_sets.shape[1]))

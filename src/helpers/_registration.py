@@ -18,7 +18,13 @@ import pandas as pd
 
 from helpers._moves import DIRECTIONS, LINEAR, POOLED
 from helpers._selection import context_features, spread_windows
-from helpers._sweep import RANDOM_TUNED, best_dose, input_recipe, steering_sweep
+from helpers._sweep import (
+    EVERY_BLOCK,
+    RANDOM_TUNED,
+    best_dose,
+    input_recipe,
+    steering_sweep,
+)
 from helpers.stages import Study
 
 __all__ = ["REGISTRATION", "register", "registered", "registered_windows"]
@@ -146,7 +152,7 @@ def _plan(study: Study) -> dict:
     sweep = steering_sweep(study)
     doses = {
         method: {d: list(best_dose(sweep, method, d)) for d in DIRECTIONS}
-        for method in (*LINEAR, RANDOM_TUNED)
+        for method in (*LINEAR, RANDOM_TUNED, *EVERY_BLOCK)
     }
     plan = {
         "endpoint": ENDPOINT,

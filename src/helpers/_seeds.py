@@ -7,12 +7,12 @@ each with its own features, dose and random sets, and intervals hold both source
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
-from tqdm.std import tqdm
 
 from helpers._ablation import INPUTS, context_readout
 from helpers._edits import edit
@@ -25,8 +25,10 @@ from helpers._selection import (
     dictionaries,
     matched_sets,
     other_training,
+    tables_of,
     token_classes,
 )
+from helpers._side_by_side import side_by_side
 from helpers._sweep import (
     RANDOM_TUNED,
     best_dose,
@@ -82,31 +84,29 @@ def headline_over_seeds(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
         "sizes": [N_SEEDS, N_RANDOM, _SIZES],
         "code": code_digest(*_CODE),
     }
-    found: list[pd.DataFrame] = []
-
-    def measured(table: int) -> pd.DataFrame:
-        if not found:
-            found.extend(_measure(study, layer))
-        return found[table]
-
-    return (
-        study.run.table("seeds_steering.parquet", recipe, lambda: measured(0)),
-        study.run.table("seeds_ablation.parquet", recipe, lambda: measured(1)),
-    )
+    names = ["seeds_steering.parquet", "seeds_ablation.parquet"]
+    steering, ablation = tables_of(study, names, recipe, lambda: _measure(study, layer))
+    return steering, ablation
 
 
 def _measure(study: Study, layer: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    steering, ablation = [], []
-    seeds = [study.seed + k for k in range(N_SEEDS)]
-    for seed in tqdm(seeds, desc="trainings"):
-        of_seed = (
+    def of_seed(seed: int) -> tuple[list[dict], list[dict]]:
+        known = (
             dictionaries(study)[layer]
             if seed == study.seed
             else other_training(study, layer, seed)
         )
-        steering += [row | {"training": seed} for row in _steer(study, of_seed)]
-        ablation += [row | {"training": seed} for row in _ablate(study, of_seed)]
-    return pd.DataFrame(steering), pd.DataFrame(ablation)
+        found = _steer(study, known), _ablate(study, known)
+        return tuple([row | {"training": seed} for row in rows] for rows in found)
+
+    # The study's own last: it needs no training and fills up what time is left.
+    seeds = [study.seed + k for k in range(1, N_SEEDS)] + [study.seed]
+    *others, own = side_by_side(of_seed, seeds, study, desc="trainings")
+    steering, ablation = zip(own, *others, strict=True)
+    return (
+        pd.DataFrame(chain.from_iterable(steering)),
+        pd.DataFrame(chain.from_iterable(ablation)),
+    )
 
 
 def _steer(study: Study, of_seed: Dictionary) -> list[dict]:

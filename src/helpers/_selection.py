@@ -7,7 +7,7 @@ ones the model predicts.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,6 @@ from helpers.runs import code_digest
 from helpers.sae import BatchTopKSAE, train
 from helpers.stages import (
     Study,
-    extract,
     sae_config,
     score_context,
     summaries,
@@ -45,6 +44,7 @@ __all__ = [
     "other_training",
     "read_streams",
     "spread_windows",
+    "tables_of",
     "token_classes",
 ]
 
@@ -225,7 +225,7 @@ def other_training(study: Study, layer: int, seed: int) -> Dictionary:
     ValueError
         If it has no significant feature.
     """
-    store = extract(study)
+    store = study.store
     config = replace(sae_config(study.model.config.d_model), random_state=seed)
     recipe = {
         "sae": asdict(config),
@@ -339,7 +339,33 @@ def read_streams(
     study: Study, layer: int, biosample: int, windows: np.ndarray
 ) -> torch.Tensor:
     """Return streams of sorted windows, float32 (n_windows, n_tokens, d_model)."""
-    store = extract(study)
-    name = study.design["biosample"][biosample]
-    rows = store.rows(layer, biosamples=[name], windows=windows).rows
-    return rows.unflatten(0, (len(windows), -1)).to(study.device)
+    array, step = study.store.layer(layer), study.store.chunk_windows
+    found = np.empty((len(windows), *array.shape[2:]), np.float32)
+    for chunk in np.unique(windows // step):
+        here = np.flatnonzero(windows // step == chunk)
+        low, high = windows[here[0]], windows[here[-1]] + 1
+        found[here] = array[biosample, low:high][windows[here] - low]
+    return torch.from_numpy(found).to(study.device)
+
+
+def tables_of(
+    study: Study,
+    names: Sequence[str],
+    recipe: dict,
+    measure: Callable[[], Sequence[pd.DataFrame]],
+) -> list[pd.DataFrame]:
+    """Return tables of the run folder that one measurement makes, in order.
+
+    If one of them is missing or of another recipe, it is measured once.
+    """
+    found: list[pd.DataFrame] = []
+
+    def measured(k: int) -> pd.DataFrame:
+        if not found:
+            found.extend(measure())
+        return found[k]
+
+    return [
+        study.run.table(name, recipe, lambda k=k: measured(k))
+        for k, name in enumerate(names)
+    ]

@@ -12,7 +12,6 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.std import tqdm
 
 from helpers._gap_scores import N_DRAWS, Result, pool, score
 from helpers._moves import DIRECTIONS, LINEAR, N_OTHER, N_SETS, POOLED, Moves, pair_of
@@ -26,14 +25,18 @@ from helpers._selection import (
     spread_windows,
     token_classes,
 )
+from helpers._side_by_side import side_by_side
 from helpers._sweep import (
+    EVERY_BLOCK,
     RANDOM_TUNED,
     Edits,
     best_dose,
+    every_block,
     input_recipe,
     moved,
     predict,
     steer_all,
+    steer_blocks,
     steering_sweep,
 )
 from helpers.interventions import ablation_deltas
@@ -58,6 +61,8 @@ METHODS = {
     "SAE, all significant": "the same with every significant feature",
     "SAE, output-filtered": "those of them that move the output the right way on tune",
     "SAE, active tokens": "selected features scaled where they fire",
+    "SAE, every block": "the SAE's directions, a share of the dose after every block",
+    "DiffMean, every block": "the same with differences of means",
     "SAE, lineage held out": "features, direction and dose from the other lineages",
     "DiffMean, lineage held out": "direction and dose from the other lineages",
     "SAE, reversed": "minus its direction, same dose",
@@ -119,27 +124,34 @@ def steering(study: Study) -> pd.DataFrame:
     def build() -> pd.DataFrame:
         classes = token_classes(study, windows)
         blocks = blocks_of(study, windows)
-        moves = Moves(study, dictionaries(study))
+        moves = Moves(study, dictionaries(study)).prepared()
         swapped = _swapped_inputs(study, windows)
-        tables = []
+
+        def apply(condition: tuple[str, str]) -> dict[str, Result]:
+            return _apply_methods(moves, sweep, *condition, windows, swapped)
+
+        conditions = list(product(DIRECTIONS, study.lineages))
+        applied = side_by_side(apply, conditions, study, desc="methods")
+        results = dict(zip(conditions, applied, strict=True))
         for direction in DIRECTIONS:
-            results = {
-                lineage: _apply_methods(
-                    moves, sweep, direction, lineage, windows, swapped
-                )
-                for lineage in tqdm(study.lineages, desc=direction)
-            }
-            results[POOLED] = pool(list(results.values()))
-            for lineage, of_methods in results.items():
-                named = study.lineages if lineage == POOLED else [lineage]
-                of_tokens = np.stack([classes[x] for x in named], axis=1)
-                measured = _measured(study, named, direction, windows)
-                for tokens in TOKENS:
-                    table = score(
-                        of_methods, measured, of_tokens, tokens, blocks, study.seed
-                    )
-                    head = {"direction": direction, "lineage": lineage}
-                    tables.append(table.assign(**head, tokens=tokens))
+            of_lineages = [results[direction, x] for x in study.lineages]
+            results[direction, POOLED] = pool(of_lineages)
+
+        def scored(condition: tuple[tuple[str, str], str]) -> pd.DataFrame:
+            (direction, lineage), tokens = condition
+            named = study.lineages if lineage == POOLED else [lineage]
+            table = score(
+                results[direction, lineage],
+                _measured(study, named, direction, windows),
+                np.stack([classes[x] for x in named], axis=1),
+                tokens,
+                blocks,
+                study.seed,
+            )
+            return table.assign(direction=direction, lineage=lineage, tokens=tokens)
+
+        questions = list(product(results, TOKENS))
+        tables = side_by_side(scored, questions, study, desc="scores")
         joined = pd.concat(tables, ignore_index=True)
         front = ["direction", "lineage", "tokens", "method"]
         return joined[front + [c for c in joined if c not in front]]
@@ -196,7 +208,29 @@ def _apply_methods(
         for (method, alpha), reached in steered.items():
             outcome = base[:, None, None], target[:, None, None], reached[:, None]
             results[method] = Result(*outcome, layer, alpha)
+    results |= _at_every_block(moves, sweep, direction, lineage, windows)
     return {method: results[method] for method in METHODS if method in results}
+
+
+def _at_every_block(
+    moves: Moves,
+    sweep: pd.DataFrame,
+    direction: str,
+    lineage: str,
+    windows: np.ndarray,
+) -> dict[str, Result]:
+    """Return what moving every block does, each method at its best dose."""
+    doses = {name: best_dose(sweep, name, direction)[1] for name in EVERY_BLOCK}
+    edits = {
+        (name, alpha): every_block(moves, EVERY_BLOCK[name], lineage, direction, alpha)
+        for name, alpha in doses.items()
+    }
+    *ends, steered = steer_blocks(moves.study, lineage, direction, windows, edits)
+    ends = [y[:, None, None] for y in ends]
+    return {
+        name: Result(*ends, reached[:, None], None, alpha)
+        for (name, alpha), reached in steered.items()
+    }
 
 
 def _planned_edits(

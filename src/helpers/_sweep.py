@@ -6,17 +6,17 @@ context's, on the same windows, on the log1p scale, restarted from stored stream
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, product
 
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.std import tqdm
 
 from helpers._moves import DIRECTIONS, LINEAR, Move, Moves, pair_of
 from helpers._selection import batches, dictionaries, read_streams, spread_windows
-from helpers.interventions import effects
+from helpers._side_by_side import side_by_side
+from helpers.interventions import edit_blocks, effects
 from helpers.outcomes import gap_closed, gap_terms
 from helpers.probe import restart
 from helpers.runs import code_digest
@@ -24,18 +24,22 @@ from helpers.stages import Study, score_context
 
 __all__ = [
     "DOSES",
+    "EVERY_BLOCK",
     "RANDOM_TUNED",
     "Edits",
     "best_dose",
+    "every_block",
     "input_recipe",
     "moved",
     "predict",
     "steer_all",
+    "steer_blocks",
     "steering_sweep",
     "sweep_rows",
 ]
 
 RANDOM_TUNED = "random features, tuned"
+EVERY_BLOCK = {f"{method}, every block": method for method in ("SAE", "DiffMean")}
 DOSES = (-1.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # -1: backwards, a control
 N_TUNE = 32  # windows
 N_TUNED = 10  # random directions whose dose is tuned
@@ -68,9 +72,10 @@ def steering_sweep(study: Study) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row per ``direction``, ``lineage``, ``method`` (those of
-        `helpers._moves.LINEAR`; random features at the SAE's best block), ``layer`` and
-        ``alpha``: ``gc2``, ``progress``, ``leakage``, and ``remaining`` and ``gap``,
-        the sums that make gc2 = 1 - remaining / gap and that add up over lineages.
+        `helpers._moves.LINEAR`; random features at the SAE's best block; two methods at
+        every block at once, ``layer`` being the first), ``layer`` and ``alpha``:
+        ``gc2``, ``progress``, ``leakage``, and ``remaining`` and ``gap``, the sums that
+        make gc2 = 1 - remaining / gap and that add up over lineages.
 
     Raises
     ------
@@ -79,20 +84,30 @@ def steering_sweep(study: Study) -> pd.DataFrame:
     """
 
     def build() -> pd.DataFrame:
-        moves = Moves(study, dictionaries(study))
-        rows = []
-        conditions = list(product(DIRECTIONS, study.lineages, moves.dictionaries))
-        for direction, lineage, layer in tqdm(conditions, desc="doses"):
-            rows += sweep_rows(moves, LINEAR, direction, lineage, layer)
-        table = pd.DataFrame(rows)
-        rows = []
-        for direction, lineage in product(DIRECTIONS, study.lineages):
+        moves = Moves(study, dictionaries(study)).prepared()
+        pairs = list(product(DIRECTIONS, study.lineages))
+
+        def of_linear(direction: str, lineage: str, layer: int) -> list[dict]:
+            return sweep_rows(moves, LINEAR, direction, lineage, layer)
+
+        def of_random(direction: str, lineage: str) -> list[dict]:
             layer, _ = best_dose(table, "SAE", direction)
-            rows += sweep_rows(moves, [RANDOM_TUNED], direction, lineage, layer)
-        return pd.concat([table, pd.DataFrame(rows)], ignore_index=True)
+            return sweep_rows(moves, [RANDOM_TUNED], direction, lineage, layer)
+
+        conditions = [(*pair, layer) for pair in pairs for layer in moves.dictionaries]
+        rows = side_by_side(lambda c: of_linear(*c), conditions, study, desc="doses")
+        table = pd.DataFrame(chain.from_iterable(rows))
+
+        def of_blocks(direction: str, lineage: str) -> list[dict]:
+            return block_sweep_rows(moves, direction, lineage)
+
+        rows = [*side_by_side(lambda c: of_random(*c), pairs, study, desc="random")]
+        rows += side_by_side(lambda c: of_blocks(*c), pairs, study, desc="all blocks")
+        others = pd.DataFrame(chain.from_iterable(rows))
+        return pd.concat([table, others], ignore_index=True)
 
     recipe = input_recipe(study) | {
-        "methods": LINEAR,
+        "methods": [*LINEAR, *EVERY_BLOCK],
         "doses": DOSES,
         "sizes": [N_TUNE, N_TUNED],
         "code": code_digest(*_CODE),
@@ -102,7 +117,7 @@ def steering_sweep(study: Study) -> pd.DataFrame:
 
 def sweep_rows(
     moves: Moves, methods: Iterable[str], direction: str, lineage: str, layer: int
-) -> Iterator[dict]:
+) -> list[dict]:
     """Score every dose of some methods at a block, random ones averaged over draws."""
     study = moves.study
     edits: dict[tuple[str, float], Edits] = {}
@@ -114,12 +129,37 @@ def sweep_rows(
             of_method = [moves.of(method, layer, lineage, direction)]
         edits |= {(method, alpha): moved(of_method, alpha) for alpha in DOSES}
     windows = spread_windows(study, "tune", N_TUNE)
-    base, target, steered = steer_all(study, layer, lineage, direction, windows, edits)
+    found = steer_all(study, layer, lineage, direction, windows, edits)
+    return _rows_of_doses(direction, lineage, layer, *found)
+
+
+def block_sweep_rows(moves: Moves, direction: str, lineage: str) -> list[dict]:
+    """Score every dose of the methods that move every block."""
+    windows = spread_windows(moves.study, "tune", N_TUNE)
+    edits = {
+        (method, alpha): every_block(moves, like, lineage, direction, alpha)
+        for method, like in EVERY_BLOCK.items()
+        for alpha in DOSES
+    }
+    found = steer_blocks(moves.study, lineage, direction, windows, edits)
+    return _rows_of_doses(direction, lineage, min(moves.dictionaries), *found)
+
+
+def _rows_of_doses(
+    direction: str,
+    lineage: str,
+    layer: int,
+    base: np.ndarray,
+    target: np.ndarray,
+    steered: dict[tuple[str, float], np.ndarray],
+) -> list[dict]:
+    """Score what `steer_all` returns."""
+    rows = []
     for (method, alpha), reached in steered.items():
         outcome = np.broadcast_arrays(base[:, None], target[:, None], reached)
         closed = gap_closed(*outcome)
         remaining, gap = gap_terms(*outcome)
-        yield {
+        row = {
             "direction": direction,
             "lineage": lineage,
             "method": method,
@@ -131,6 +171,8 @@ def sweep_rows(
             "remaining": remaining.sum(),
             "gap": gap.sum(),
         }
+        rows.append(row)
+    return rows
 
 
 def _constant(vector: torch.Tensor) -> Move:
@@ -202,6 +244,42 @@ def steer_all(
         parts.append((found.baseline.cpu().numpy(), *steered))
     base, *steered = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return base, predict(study, layer, x1), dict(zip(edits, steered, strict=True))
+
+
+def every_block(
+    moves: Moves, method: str, lineage: str, direction: str, alpha: float
+) -> dict[int, Move]:
+    """Return edits that spread a dose evenly over all blocks: each makes its part.
+
+    What a block adds reaches the blocks after it, so that whole moves at every block
+    would add up to as many times the difference.
+    """
+    share = alpha / len(moves.dictionaries)
+    made = {b: moves.of(method, b, lineage, direction) for b in moves.dictionaries}
+    return {b: lambda x, move=move: x + share * move(x) for b, move in made.items()}
+
+
+def steer_blocks(
+    study: Study,
+    lineage: str,
+    direction: str,
+    windows: np.ndarray,
+    edits: Mapping[tuple[str, float], Mapping[int, Move]],
+) -> tuple[np.ndarray, np.ndarray, dict[tuple[str, float], np.ndarray]]:
+    """Predict base, target and every edit of several blocks, as `steer_all` does."""
+    first = min(block for of_blocks in edits.values() for block in of_blocks)
+    pair = pair_of(study, lineage, direction)
+    x0, x1 = (read_streams(study, first, b, windows) for b in pair)
+
+    def steered(of_blocks: Mapping[int, Move]) -> np.ndarray:
+        parts = [
+            edit_blocks(study.model, x0[part], of_blocks).log1p()
+            for part in batches(study, len(x0))
+        ]
+        return torch.cat(parts).cpu().numpy()[:, None]
+
+    reached = {key: steered(of_blocks) for key, of_blocks in edits.items()}
+    return predict(study, first, x0), predict(study, first, x1), reached
 
 
 def predict(study: Study, layer: int, x: torch.Tensor) -> np.ndarray:

@@ -17,6 +17,7 @@ from helpers._ablation import (
     ablation_random,
 )
 from helpers._dose import dose_response, lineage_matrix, single_features
+from helpers._greedy import forward_selection
 from helpers._locus import SteeredLocus, steered_locus
 from helpers._registration import REGISTRATION, register, registered
 from helpers._seeds import headline_over_seeds, over_seeds, seed_spread
@@ -27,7 +28,7 @@ from helpers._selection import (
     spread_windows,
     token_classes,
 )
-from helpers._specificity import factor_specificity
+from helpers._specificity import factor_counts, factor_specificity
 from helpers._steering import METHODS, ORACLES, coherence, steering
 from helpers._sweep import best_dose, steering_sweep
 
@@ -47,7 +48,9 @@ __all__ = [
     "coherence",
     "context_features",
     "dose_response",
+    "factor_counts",
     "factor_specificity",
+    "forward_selection",
     "headline_over_seeds",
     "lineage_matrix",
     "over_seeds",

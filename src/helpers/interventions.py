@@ -32,7 +32,7 @@ from helpers.outcomes import (
     gap_terms,
     output_rescale,
 )
-from helpers.probe import edited, restart
+from helpers.probe import evaluating, restart
 
 __all__ = [
     "BlockBootstrap",
@@ -381,7 +381,15 @@ def edit_blocks(
     """
     if not edits:
         raise ValueError("edits must name at least one block; got none")
-    first = min(edits)
-    later = {block: edit for block, edit in edits.items() if block != first}
-    with edited(model, later):
-        return restart(model, edits[first](x), first)
+    n_blocks = len(model.blocks)
+    if outside := [block for block in edits if not 0 <= block < n_blocks]:
+        raise ValueError(f"blocks must lie in 0 … {n_blocks - 1}; got {outside[0]}")
+    # Without hooks, so that several threads may share the model.
+    with evaluating(model):
+        done = None
+        for block in sorted(edits):
+            x = edits[block](
+                x if done is None else model.run_blocks(x, done, block + 1)
+            )
+            done = block + 1
+        return model.head(model.run_blocks(x, done))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["capture", "edited", "restart"]
+__all__ = ["capture", "edited", "evaluating", "restart"]
 
 Layer = int | str
 Edit = Callable[[torch.Tensor], torch.Tensor]
@@ -178,7 +178,7 @@ def restart(
             f"{type(model).__name__} cannot start after layer {layer!r}: it needs an "
             "integer layer and run_blocks and head, or pass inputs for a full pass"
         )
-    with _evaluating(model):
+    with evaluating(model):
         return model.head(model.run_blocks(x, start=layer + 1))
 
 
@@ -222,7 +222,7 @@ def _stream(output: Any, layer: Layer) -> torch.Tensor:
 @torch.no_grad()
 def _forward(model: nn.Module, inputs: Any) -> Any:
     """Call the model on one tensor, on positional or on keyword arguments."""
-    with _evaluating(model):
+    with evaluating(model):
         if isinstance(inputs, Mapping):
             return model(**inputs)
         if isinstance(inputs, torch.Tensor):
@@ -231,7 +231,7 @@ def _forward(model: nn.Module, inputs: Any) -> Any:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode and give every module its own mode back."""
     training = [module for module in model.modules() if module.training]
     if training:

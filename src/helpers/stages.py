@@ -118,6 +118,11 @@ class Study:
             digest.update(value.detach().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def store(self) -> ActivationStore:
+        """The residual streams, checked and opened once."""
+        return extract(self)
+
     @property
     def design(self) -> pd.DataFrame:
         """Columns ``biosample``, ``lineage``, ``context`` in store order.

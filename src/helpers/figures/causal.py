@@ -1,4 +1,4 @@
-"""Figures of notebook 04: ablation against controls, doses, methods, specificity."""
+"""Figures of notebook 04 on ablation: controls, growth, one by one, specificity."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from helpers.figures.style import (
     PAIR_MARKERS,
     SEQUENTIAL,
     SIGNED,
+    error_bars,
     new_axes,
 )
 
@@ -19,47 +20,11 @@ __all__ = [
     "ablation_effects",
     "block_heatmap",
     "dose_response",
-    "doses",
-    "grouped",
+    "forward_selection",
     "lineage_heatmap",
-    "methods",
     "single_features",
     "specificity",
-    "trainings",
 ]
-
-_KINDS = {
-    "SAE": "sae",
-    "clamp": "ceiling",
-    "DiffMean": "baseline",
-    "first": "baseline",
-    "LDA": "baseline",
-    "affine": "baseline",
-    "output": "baseline",
-    "class": "ceiling",
-    "motif": "ceiling",
-    "track": "ceiling",
-    "planted": "ceiling",
-    "reconstruction": "ceiling",
-    "random": "control",
-    "nothing": "control",
-    "full": "ceiling",
-}
-_LINES = {
-    "SAE": "-",
-    "SAE, all significant": "--",
-    "SAE, output-filtered": (0, (1, 1)),
-    "DiffMean": "-.",
-    "affine map": (0, (5, 1, 1, 1, 1, 1)),
-    "random features, tuned": ":",
-}
-_LOWEST = -1.0  # of a GC2 axis: below, a method is just wrong
-
-
-def _color(method: str) -> str:
-    if method.endswith(("shuffled", "reversed")):
-        return COLORS["control"]
-    return COLORS[_KINDS[method.split(",")[0].split(" ")[0]]]
 
 
 def ablation_effects(
@@ -92,7 +57,7 @@ def ablation_effects(
         ax.errorbar(
             position,
             mine["effect"],
-            _bars(mine, "effect"),
+            error_bars(mine, "effect"),
             fmt=PAIR_MARKERS[k % len(PAIR_MARKERS)],
             ms=6,
             color=COLORS["sae"],
@@ -104,139 +69,6 @@ def ablation_effects(
     ax.set_xlabel("block")
     ax.set_ylabel("change of mean log1p prediction")
     ax.legend(title="context features, 95 % CI", fontsize=8, title_fontsize=8)
-    return ax
-
-
-def _bars(table: pd.DataFrame, value: str, low: str = "low", high: str = "high"):
-    """Return error bars (2, n) around a column; an estimate may lie outside."""
-    below, above = table[value] - table[low], table[high] - table[value]
-    return np.maximum(np.stack([below, above]).astype(float), 0)
-
-
-def doses(sweep: pd.DataFrame, direction: str, ax: Axes | None = None) -> Axes:
-    """Plot the gap closed over all lineages against the dose, at each best block.
-
-    Parameters
-    ----------
-    sweep : pandas.DataFrame
-        Table of `helpers.causal.steering_sweep`.
-    direction : str
-        Which rows.
-    ax : matplotlib.axes.Axes, optional
-        Where to draw.
-    """
-    ax = new_axes(ax)
-    rows = sweep[sweep["direction"] == direction]
-    sums = rows.groupby(["method", "layer", "alpha"])[["remaining", "gap"]].sum()
-    closed = 1 - sums["remaining"] / sums["gap"]
-    for method, style in _LINES.items():
-        of = closed[method]
-        layer, alpha = of[of.index.get_level_values("alpha") > 0].idxmax()
-        curve = of[layer]
-        ax.plot(
-            curve.index,
-            curve,
-            linestyle=style,
-            marker=".",
-            color=_color(method),
-            label=f"{method} (block {layer})",
-        )
-        ax.plot(alpha, curve[alpha], "o", ms=8, mfc="none", color=_color(method))
-    ax.axhline(0, color="0.8", lw=1, zorder=0)
-    bottom, top = ax.get_ylim()
-    ax.set_ylim(max(bottom, _LOWEST), top)
-    ax.set_xlabel(r"dose $\alpha$ (1: the mean difference; circle: chosen)")
-    ax.set_ylabel("GC$_2$ on tune windows")
-    ax.set_title(direction)
-    ax.legend(fontsize=8)
-    return ax
-
-
-def methods(
-    table: pd.DataFrame,
-    ax: Axes | None = None,
-    *,
-    value: str = "gc2",
-    interval: tuple[str, str] = ("low", "high"),
-) -> Axes:
-    """Plot a value of every method with its interval, one method per line.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Rows of `helpers.causal.steering` of one direction, lineage and token class.
-    ax : matplotlib.axes.Axes, optional
-        Where to draw.
-    value : str
-        Column of the value.
-    interval : tuple of str
-        Columns of its interval.
-    """
-    ax = new_axes(ax, 6.0, 4.2)
-    position = -np.arange(len(table))
-    bars = _bars(table, value, *interval)
-    lowest = min(0.0, max(_LOWEST, float(table[interval[0]].min())))
-    for y, (_, row), bar in zip(position, table.iterrows(), bars.T, strict=True):
-        color = _color(row["method"])
-        if row[value] < lowest:  # off the axis: say so instead of stretching it
-            ax.plot(lowest, y, "<", color=color)
-            ax.text(lowest + 0.03, y, f"{row[value]:.1f}", va="center", fontsize=8)
-            continue
-        ax.errorbar(row[value], y, xerr=bar[:, None], fmt="o", ms=5, color=color)
-    ax.axvline(0, color="0.6", lw=1, zorder=0)
-    ax.axvline(1, color="0.6", lw=1, ls=":", zorder=0)
-    ax.set_xlim(lowest - 0.08, 1.08)
-    ax.set_yticks(position, table["method"])
-    ax.tick_params(axis="y", length=0)
-    return ax
-
-
-def grouped(
-    table: pd.DataFrame,
-    by: str,
-    names: list[str],
-    ax: Axes | None = None,
-    *,
-    value: str = "gc2",
-    bars: bool = True,
-) -> Axes:
-    """Plot some methods side by side within groups, such as lineages.
-
-    Parameters
-    ----------
-    table : pandas.DataFrame
-        Rows of `helpers.causal.steering`, one per group and method.
-    by : str
-        Column of the groups.
-    names : list of str
-        Methods to show.
-    ax : matplotlib.axes.Axes, optional
-        Where to draw.
-    value : str
-        Column of the value.
-    bars : bool
-        Whether to draw the interval of GC2.
-    """
-    ax = new_axes(ax)
-    groups = list(dict.fromkeys(table[by]))
-    for k, method in enumerate(names):
-        mine = table[table["method"] == method].set_index(by).reindex(groups)
-        x = np.arange(len(groups)) + (k - (len(names) - 1) / 2) * 0.8 / len(names)
-        ax.errorbar(
-            x,
-            mine[value],
-            _bars(mine, value) if bars else None,
-            fmt=PAIR_MARKERS[k % len(PAIR_MARKERS)],
-            ms=6,
-            color=_color(method),
-            mfc="none" if "," in method else None,
-            label=method,
-        )
-    ax.axhline(0, color="0.8", lw=1, zorder=0)
-    bottom, top = ax.get_ylim()
-    ax.set_ylim(max(bottom, _LOWEST), top)
-    ax.set_xticks(range(len(groups)), groups)
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return ax
 
 
@@ -314,7 +146,7 @@ def dose_response(
         ax.errorbar(
             mean.index,
             mean["effect"],
-            _bars(mean, "effect"),
+            error_bars(mean, "effect"),
             fmt=f"{PAIR_MARKERS[k % len(PAIR_MARKERS)]}-",
             ms=5,
             color=color,
@@ -371,6 +203,47 @@ def single_features(
     return ax
 
 
+def forward_selection(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Plot the gap closed by ever more features, in several orders.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Table of `helpers.causal.forward_selection`.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw.
+    """
+    ax = new_axes(ax, 6.0, 3.6)
+    looks = {
+        "greedy": (COLORS["sae"], "o-"),
+        "CDS": (COLORS["in_vitro"], "s--"),
+        "random": (COLORS["control"], "^:"),
+    }
+    for order, (color, style) in looks.items():
+        rows = table[table["order"] == order]
+        x = rows["n_features"]
+        ax.plot(x, rows["gc2"], style, ms=5, color=color, label=order)
+        ax.fill_between(x, rows["low"], rows["high"], color=color, alpha=0.15, lw=0)
+    every = table[table["order"] == "all significant"].iloc[0]
+    label = f"all {every['n_features']} significant"
+    ax.axhline(every["gc2"], color=COLORS["ceiling"], lw=1, ls="-.", label=label)
+    greedy = table[table["order"] == "greedy"]
+    for _, row in greedy.iterrows():
+        ax.annotate(
+            str(row["feature"]),
+            (row["n_features"], row["gc2"]),
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    ax.axhline(0, color="0.8", lw=1, zorder=0)
+    ax.set_xlabel("features that take the target's activations")
+    ax.set_ylabel("GC$_2$ on test windows")
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
 def lineage_heatmap(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Plot what features of one lineage do in every lineage.
 
@@ -394,31 +267,6 @@ def lineage_heatmap(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("lineage whose input is edited")
     ax.set_ylabel("features of (how many)")
     ax.figure.colorbar(image, ax=ax, label="change of log1p prediction")
-    return ax
-
-
-def trainings(spread: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Plot a number of every training, and its mean with both sources of variation.
-
-    Parameters
-    ----------
-    spread : pandas.DataFrame
-        Table of `helpers.causal.seed_spread`.
-    ax : matplotlib.axes.Axes, optional
-        Where to draw.
-    """
-    ax = new_axes(ax, 6.0, 2.8)
-    for y, (_, row) in enumerate(spread.iterrows()):
-        color = _color(row["method"].removeprefix("SAE - "))
-        each = [float(v) / 100 for v in row["of_trainings"].split(",")]
-        ax.plot(each, [y + 0.2] * len(each), "|", ms=9, color=color)
-        bar = [[row["estimate"] - row["low"]], [row["high"] - row["estimate"]]]
-        ax.errorbar(row["estimate"], y, xerr=bar, fmt="o", ms=5, color=color)
-    ax.axvline(0, color="0.6", lw=1, zorder=0)
-    ax.set_yticks(range(len(spread)), spread["method"])
-    ax.tick_params(axis="y", length=0)
-    ax.invert_yaxis()
-    ax.set_xlabel("GC$_2$ (ticks: one training each)")
     return ax
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-__all__ = ["COLORS", "PAIR_MARKERS", "new_axes", "panel_labels", "set_style"]
+__all__ = [
+    "COLORS",
+    "PAIR_MARKERS",
+    "error_bars",
+    "new_axes",
+    "panel_labels",
+    "set_style",
+]
 
 # Okabe-Ito colors by what they stand for; lines and markers differ as well.
 COLORS = {
@@ -53,6 +62,14 @@ def set_style() -> None:
 def new_axes(ax: Axes | None, width: float = 5.5, height: float = 3.6) -> Axes:
     """Return ``ax``, or the axes of a new figure of this size in inches."""
     return plt.subplots(figsize=(width, height))[1] if ax is None else ax
+
+
+def error_bars(
+    table: pd.DataFrame, value: str, low: str = "low", high: str = "high"
+) -> np.ndarray:
+    """Return error bars (2, n) around a column; an estimate may lie outside."""
+    below, above = table[value] - table[low], table[high] - table[value]
+    return np.maximum(np.stack([below, above]).astype(float), 0)
 
 
 def panel_labels(axes: list[Axes]) -> None:
