@@ -41,10 +41,13 @@ def steered(**changed):
             "direction": direction,
             "tokens": "all",
             "method": method,
-            **dict(zip(("gc2", "low", "high"), values, strict=True)),
+            **dict(zip(("gc2", "low", "high"), np.array(values) * wrong, strict=True)),
         }
-        for lineage in ("pooled", "liver")
-        for direction in ("vitro-to-vivo", "vivo-to-vitro")
+        for lineage, direction, wrong in (
+            ("pooled", "vitro-to-vivo", 1),
+            ("pooled", "vivo-to-vitro", 9),
+            ("liver", "vitro-to-vivo", 9),
+        )
         for method, values in (METHODS | changed).items()
     ]
     return pd.DataFrame(rows)
