@@ -226,7 +226,7 @@ def test_extraction_and_hidden_tokens_make_these_passes(study):
     assert found == expected("hidden tokens", sizes)
 
 
-@pytest.mark.parametrize("blocks", [[0, 1], [1]])
+@pytest.mark.parametrize("blocks", [[0, 1], pytest.param([1], marks=pytest.mark.slow)])
 def test_stages_with_dictionaries_make_these_passes(study, blocks, tmp_path):
     study = replace(study, run=Run(tmp_path / "run"), streams=study.run, blocks=blocks)
     sizes = sizes_of(study)
