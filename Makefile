@@ -20,7 +20,7 @@ $(error NAME must consist of letters, digits, _ and -; got "$(value NAME)")
 endif
 endif
 
-NOTEBOOKS := 01_extraction 02_sae 03_cds 04_causal 05_annotation 06_calibration 07_any_transformer results
+NOTEBOOKS := 01_extraction 02_sae 03_cds 04_causal 05_annotation 06_calibration 07_any_transformer scaling results
 
 # One set of folders for each data set: the embedded one, ENCODE's, a folder of tissue
 # files, or one tissue file, which is at the same time the parameters of the notebooks.

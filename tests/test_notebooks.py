@@ -30,11 +30,13 @@ PAGES = [
     "05_annotation",
     "06_calibration",
     "07_any_transformer",
+    "scaling",
     "results",
 ]
 SHORTER = {
     "06_calibration": {"n_draws": 100},
     "07_any_transformer": {"n_steps": 800},  # its planted truth needs a trained model
+    "scaling": {"repeats": 2},
 }
 
 pytestmark = [
