@@ -125,7 +125,7 @@ check-tissue: $(READY) ## say everything that is wrong with a tissue file, TISSU
 	@$(BIN)/python -m helpers.new_tissue --check '$(TISSUES)'
 
 test: $(READY) ## run the tests, the slow ones included
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not full_size and not network' $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m 'not full_size and not network and not browser' $(ARGS)
 
 test-full-size: $(READY) ## test the published model at its size (minutes, 8 GB)
 	$(BIN)/pytest -m full_size $(ARGS)

@@ -512,7 +512,7 @@ print(
 # Features that were called in one lineage only are edited in every lineage.
 # Effects should stand on the diagonal.
 
-# %% mystnb={"figure": {"caption": "Change of the prediction at vivo-up tokens when features called in one lineage only (rows) take cell-line activations in the input of every lineage (columns), in the block where the diagonal is largest.", "name": "fig-lineages"}, "image": {"alt": "Heat map of lineage-only feature sets against lineages with signed values."}}
+# %% tags=["remove-stderr"] mystnb={"figure": {"caption": "Change of the prediction at vivo-up tokens when features called in one lineage only (rows) take cell-line activations in the input of every lineage (columns), in the block where the diagonal is largest.", "name": "fig-lineages"}, "image": {"alt": "Heat map of lineage-only feature sets against lineages with signed values."}}
 matrix = rows_of(causal.lineage_matrix(study), outcome="vivo-up")
 if len(matrix):
     diagonal = matrix[matrix["features"] == matrix["lineage"]]
