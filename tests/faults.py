@@ -10,6 +10,7 @@ filled by root only.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import os
 import platform
@@ -44,6 +45,7 @@ from local_server import LocalServer
 from portal_world import PortalWorld
 
 N_MOMENTS = 2  # random ones at which a stage is killed, and as many renames of files
+N_KINDS = 5  # of artifacts of a stage that are damaged, at most
 REFUSALS = ("ValueError", "FileNotFoundError", "RuntimeError", "OSError")
 REFUSALS += ("ConnectionError",)
 _FULL = ("No space left", "bytes left", "more bytes are needed")
@@ -185,6 +187,7 @@ class Faults:
         """Make the run what it is before a stage."""
         shutil.rmtree(self.run, ignore_errors=True)
         shutil.copytree(self._state(stage), self.run)
+        (self.run / ".in-use.json").unlink(missing_ok=True)
         return Place(self.run, self.world)
 
     def again(self, stage: str, seed: int = 0) -> str:
@@ -227,7 +230,9 @@ class Faults:
                 )
                 yield "another seed", stage, "", lambda s=stage: self.change_seed(s)
             by_kind = pd.Series(self.produced[stage], dtype=str)
-            for kind, names in by_kind.groupby(by_kind.map(kind_of)):
+            groups = list(by_kind.groupby(by_kind.map(kind_of)))
+            self.rng.shuffle(groups)
+            for kind, names in sorted(groups[:N_KINDS]):
                 name = str(self.rng.choice(names.to_numpy()))
                 for fault, how in (("byte changed", self.flip), ("cut", self.cut)):
                     case = lambda s=stage, n=name, h=how: self.damage(s, n, h)  # noqa: E731
@@ -279,8 +284,7 @@ class Faults:
         """Start a stage with another seed while one is at work."""
         place = self._restore(stage)
         first = Worker(stage, place)
-        held = self.run / ".in-use.json"
-        while not (held.is_file() and held.read_bytes().endswith(b"}")):
+        while not _is_shared(self.run / ".in-use.json"):
             time.sleep(0.001)
         first.pause()
         problem = Worker(stage, place._replace(seed=1)).finish()
@@ -457,6 +461,18 @@ def _in_a_process(work: Callable[[], None]) -> None:
     process.join()
     if process.exitcode:
         raise RuntimeError(f"{work} failed")
+
+
+def _is_shared(path: Path) -> bool:
+    """Return whether a process has claimed a run, and is done with claiming it."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return file.read().endswith(b"}")
 
 
 def _size(files: Iterable[Path]) -> int:
