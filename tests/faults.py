@@ -48,10 +48,11 @@ N_MOMENTS = 2  # random ones at which a stage is killed, and as many renames of 
 N_KINDS = 5  # of artifacts of a stage that are damaged, at most
 REFUSALS = ("ValueError", "FileNotFoundError", "RuntimeError", "OSError")
 REFUSALS += ("ConnectionError",)
+_WHO = re.compile(r"process \d+ on \S+")
 _FULL = ("No space left", "bytes left", "more bytes are needed")
 _TIMES = re.compile(rb'\d{4}-\d\d-\d\dT[0-9:.+Z-]+|"modified_ns": \d+')
+_SHOWN = 240  # letters of an error on the page
 _LISTS = (".bed", ".gmt")  # half of a list is a list: nothing can tell
-_FOLDER = "the run folder"
 
 
 def contents(run: Path) -> dict[str, str]:
@@ -201,6 +202,13 @@ class Faults:
         wrong = [name for name in names if found.get(name) != expected[name]]
         wrong += [name for name in found if name not in expected]
         return f"WRONG: {wrong}" if wrong else "same"
+
+    def tidy(self, outcome: str) -> str:
+        """Return an outcome without what differs from one machine to the next."""
+        outcome = " ".join(outcome.split()).replace(str(self.run), "RUN")
+        outcome = outcome.replace(str(self.folder), "FOLDER")
+        outcome = outcome.replace(str(self.server.port), "PORT")
+        return _WHO.sub("process N on HOST", outcome)
 
     # --- Cases ---
 
@@ -522,11 +530,11 @@ def crossed(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def page(table: pd.DataFrame, command: str) -> str:
-    """Return the table of cases as a page."""
+def page(table: pd.DataFrame, made_by: str) -> str:
+    """Return the table of cases as a page, and say how it was made."""
     n_wrong = int(table["outcome"].str.startswith("WRONG").sum())
     refused = table[table["outcome"].str.startswith("refused")]
-    said = refused["outcome"].str.partition(": ")[2].str.replace("|", "\\|")
+    said = refused["outcome"].str.partition(": ")[2].map(_code)
     rows = zip(refused["stage"], refused["fault"], refused["detail"], said, strict=True)
     words = table["outcome"].str.partition(":")[0].value_counts()
     counts = ", ".join(f"{n} {kind}" for kind, n in words.items())
@@ -547,11 +555,17 @@ def page(table: pd.DataFrame, command: str) -> str:
         "",
         _markdown(pd.DataFrame(rows, columns=["stage", "fault", "where", "error"])),
         "",
-        f"Made by `{command}` on {datetime.now(UTC):%d %B %Y}, Python "
+        f"Made by {made_by} on {datetime.now(UTC):%d %B %Y}, Python "
         f"{platform.python_version()}, {platform.system()}.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    """Return text as it stands, in a cell of a table."""
+    short = text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+    return f"`{short.replace('`', chr(39)).replace('|', '/')}`"
 
 
 def _markdown(table: pd.DataFrame) -> str:
@@ -576,10 +590,7 @@ def main() -> None:
             for fault, stage, detail, case in faults.cases():
                 if arguments.faults and fault not in arguments.faults:
                     continue
-                outcome = " ".join(case().split())
-                outcome = outcome.replace(str(faults.run), _FOLDER)
-                outcome = outcome.replace(folder, "...")
-                outcome = outcome.replace(str(faults.server.port), "PORT")
+                outcome = faults.tidy(case())
                 row = {"stage": stage, "fault": fault, "detail": detail}
                 rows.append(row | {"outcome": outcome})
                 print(f"{stage:28}{fault:16}{detail:40}{outcome[:200]}", flush=True)
@@ -592,8 +603,8 @@ def main() -> None:
     if arguments.output:
         table.to_csv(arguments.output, sep="\t", index=False)
     if arguments.page:
-        command = f"python tests/faults.py --seed {arguments.seed} --page FILE"
-        arguments.page.write_text(page(table, command), encoding="utf-8")
+        made_by = f"`python tests/faults.py --seed {arguments.seed} --page FILE`"
+        arguments.page.write_text(page(table, made_by), encoding="utf-8")
     sys.exit(n_wrong > 0)
 
 

@@ -77,4 +77,4 @@ def test_the_page_counts_how_cases_ended():
     text = suite.page(table, "python tests/faults.py")
     assert "4 cases, 3 ended right: 2 same, 1 refused, 1 WRONG." in text
     assert "| scores | 2 same |  | 1 WRONG |" in text
-    assert "| downloads | network | vanishes | ConnectionError: a\\|b |" in text
+    assert "| downloads | network | vanishes | `ConnectionError: a/b` |" in text

@@ -201,12 +201,15 @@ class ActivationStore:
     @property
     def complete(self) -> np.ndarray:
         """Which windows are on disk for `layers` and all biosamples, (n_windows,)."""
-        try:
-            marks = [self._member(f"complete{layer}")[:] for layer in self.layers]
-        except ValueError as error:
-            raise ValueError(
-                f"{self.path}: marks are damaged: {error}; {ADVICE}"
-            ) from error
+        marks = []
+        for layer in self.layers:
+            array = self._member(f"complete{layer}")
+            try:
+                marks.append(array[:])
+            except ValueError as error:
+                raise ValueError(
+                    f"{self.path}: marks are damaged: {error}; {ADVICE}"
+                ) from error
         return np.logical_and.reduce(marks)
 
     def pending(self) -> Iterator[slice]:
