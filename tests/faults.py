@@ -148,7 +148,7 @@ class Faults:
         self.seconds: dict[str, float] = {}
         self.n_renames: dict[str, int] = {}
         self.expected: dict[tuple[str, int], dict[str, str]] = {}
-        self.produced: dict[str, list[str]] = {}
+        self.produced: dict[tuple[str, int], list[str]] = {}
 
     # --- Undisturbed ---
 
@@ -170,7 +170,7 @@ class Faults:
                 self.seconds[stage] = time.monotonic() - began
                 self.n_renames[stage] = worker.n_renames
                 found = self.expected[stage, seed] = contents(self.run)
-                self.produced[stage] = [n for n in found if n not in before]
+                self.produced[stage, seed] = [n for n in found if n not in before]
                 before = found
         shutil.copytree(self.run, self._state(None))
 
@@ -198,9 +198,8 @@ class Faults:
             return f"WRONG: {problem}"
         found, expected = contents(self.run), self.expected[stage, seed]
         # Of another seed, only what the stage needs is made anew.
-        names = expected if seed == 0 else self.produced[stage]
-        wrong = [name for name in names if found.get(name) != expected[name]]
-        wrong += [name for name in found if name not in expected]
+        names = set(expected) | set(found) if seed == 0 else self.produced[stage, seed]
+        wrong = sorted(n for n in names if found.get(n) != expected.get(n))
         return f"WRONG: {wrong}" if wrong else "same"
 
     def tidy(self, outcome: str) -> str:
@@ -237,7 +236,7 @@ class Faults:
                     lambda s=stage: self.run_different(s),
                 )
                 yield "another seed", stage, "", lambda s=stage: self.change_seed(s)
-            by_kind = pd.Series(self.produced[stage], dtype=str)
+            by_kind = pd.Series(self.produced[stage, 0], dtype=str)
             groups = list(by_kind.groupby(by_kind.map(kind_of)))
             self.rng.shuffle(groups)
             for kind, names in sorted(groups[:N_KINDS]):
@@ -271,7 +270,7 @@ class Faults:
         """Leave the disk a part of what the stage needs, then more."""
         before, after = self._state(stage), self._state(None)
         size = _size(path for path in before.rglob("*") if path.is_file())
-        needed = _size(after / name for name in self.produced[stage])
+        needed = _size(after / name for name in self.produced[stage, 0])
         shutil.rmtree(self.run, ignore_errors=True)
         with small_disk(self.run.parent, size + int(share * needed)) as grow:
             problem = Worker(stage, self._restore(stage)).finish()

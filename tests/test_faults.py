@@ -62,7 +62,7 @@ def test_what_goes_wrong_is_noticed(faults, monkeypatch):
         patch.setattr(
             runs.Run, "is_current", lambda run, name, _: run.path(name).exists()
         )
-        (name,) = (n for n in faults.produced["pre-training"] if "config" in n)
+        (name,) = (n for n in faults.produced["pre-training", 0] if "config" in n)
         assert faults.damage("pre-training", name, lambda _: b"{}").startswith("WRONG")
 
 
