@@ -10,6 +10,7 @@ filled by root only.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import os
 import platform
@@ -44,12 +45,14 @@ from local_server import LocalServer
 from portal_world import PortalWorld
 
 N_MOMENTS = 2  # random ones at which a stage is killed, and as many renames of files
+N_KINDS = 5  # of artifacts of a stage that are damaged, at most
 REFUSALS = ("ValueError", "FileNotFoundError", "RuntimeError", "OSError")
 REFUSALS += ("ConnectionError",)
+_WHO = re.compile(r"process \d+ on \S+")
 _FULL = ("No space left", "bytes left", "more bytes are needed")
 _TIMES = re.compile(rb'\d{4}-\d\d-\d\dT[0-9:.+Z-]+|"modified_ns": \d+')
+_SHOWN = 240  # letters of an error on the page
 _LISTS = (".bed", ".gmt")  # half of a list is a list: nothing can tell
-_FOLDER = "the run folder"
 
 
 def contents(run: Path) -> dict[str, str]:
@@ -145,7 +148,7 @@ class Faults:
         self.seconds: dict[str, float] = {}
         self.n_renames: dict[str, int] = {}
         self.expected: dict[tuple[str, int], dict[str, str]] = {}
-        self.produced: dict[str, list[str]] = {}
+        self.produced: dict[tuple[str, int], list[str]] = {}
 
     # --- Undisturbed ---
 
@@ -167,7 +170,7 @@ class Faults:
                 self.seconds[stage] = time.monotonic() - began
                 self.n_renames[stage] = worker.n_renames
                 found = self.expected[stage, seed] = contents(self.run)
-                self.produced[stage] = [n for n in found if n not in before]
+                self.produced[stage, seed] = [n for n in found if n not in before]
                 before = found
         shutil.copytree(self.run, self._state(None))
 
@@ -185,6 +188,7 @@ class Faults:
         """Make the run what it is before a stage."""
         shutil.rmtree(self.run, ignore_errors=True)
         shutil.copytree(self._state(stage), self.run)
+        (self.run / ".in-use.json").unlink(missing_ok=True)
         return Place(self.run, self.world)
 
     def again(self, stage: str, seed: int = 0) -> str:
@@ -194,10 +198,16 @@ class Faults:
             return f"WRONG: {problem}"
         found, expected = contents(self.run), self.expected[stage, seed]
         # Of another seed, only what the stage needs is made anew.
-        names = expected if seed == 0 else self.produced[stage]
-        wrong = [name for name in names if found.get(name) != expected[name]]
-        wrong += [name for name in found if name not in expected]
+        names = set(expected) | set(found) if seed == 0 else self.produced[stage, seed]
+        wrong = sorted(n for n in names if found.get(n) != expected.get(n))
         return f"WRONG: {wrong}" if wrong else "same"
+
+    def tidy(self, outcome: str) -> str:
+        """Return an outcome without what differs from one machine to the next."""
+        outcome = " ".join(outcome.split()).replace(str(self.run), "RUN")
+        outcome = outcome.replace(str(self.folder), "FOLDER")
+        outcome = outcome.replace(str(self.server.port), "PORT")
+        return _WHO.sub("process N on HOST", outcome)
 
     # --- Cases ---
 
@@ -226,8 +236,10 @@ class Faults:
                     lambda s=stage: self.run_different(s),
                 )
                 yield "another seed", stage, "", lambda s=stage: self.change_seed(s)
-            by_kind = pd.Series(self.produced[stage], dtype=str)
-            for kind, names in by_kind.groupby(by_kind.map(kind_of)):
+            by_kind = pd.Series(self.produced[stage, 0], dtype=str)
+            groups = list(by_kind.groupby(by_kind.map(kind_of)))
+            self.rng.shuffle(groups)
+            for kind, names in sorted(groups[:N_KINDS]):
                 name = str(self.rng.choice(names.to_numpy()))
                 for fault, how in (("byte changed", self.flip), ("cut", self.cut)):
                     case = lambda s=stage, n=name, h=how: self.damage(s, n, h)  # noqa: E731
@@ -258,7 +270,7 @@ class Faults:
         """Leave the disk a part of what the stage needs, then more."""
         before, after = self._state(stage), self._state(None)
         size = _size(path for path in before.rglob("*") if path.is_file())
-        needed = _size(after / name for name in self.produced[stage])
+        needed = _size(after / name for name in self.produced[stage, 0])
         shutil.rmtree(self.run, ignore_errors=True)
         with small_disk(self.run.parent, size + int(share * needed)) as grow:
             problem = Worker(stage, self._restore(stage)).finish()
@@ -279,8 +291,7 @@ class Faults:
         """Start a stage with another seed while one is at work."""
         place = self._restore(stage)
         first = Worker(stage, place)
-        held = self.run / ".in-use.json"
-        while not (held.is_file() and held.read_bytes().endswith(b"}")):
+        while not _is_shared(self.run / ".in-use.json"):
             time.sleep(0.001)
         first.pause()
         problem = Worker(stage, place._replace(seed=1)).finish()
@@ -459,6 +470,18 @@ def _in_a_process(work: Callable[[], None]) -> None:
         raise RuntimeError(f"{work} failed")
 
 
+def _is_shared(path: Path) -> bool:
+    """Return whether a process has claimed a run, and is done with claiming it."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return file.read().endswith(b"}")
+
+
 def _size(files: Iterable[Path]) -> int:
     """Return what files take on a disk of pages."""
     page = os.sysconf("SC_PAGE_SIZE")
@@ -506,11 +529,11 @@ def crossed(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def page(table: pd.DataFrame, command: str) -> str:
-    """Return the table of cases as a page."""
+def page(table: pd.DataFrame, made_by: str) -> str:
+    """Return the table of cases as a page, and say how it was made."""
     n_wrong = int(table["outcome"].str.startswith("WRONG").sum())
     refused = table[table["outcome"].str.startswith("refused")]
-    said = refused["outcome"].str.partition(": ")[2].str.replace("|", "\\|")
+    said = refused["outcome"].str.partition(": ")[2].map(_code)
     rows = zip(refused["stage"], refused["fault"], refused["detail"], said, strict=True)
     words = table["outcome"].str.partition(":")[0].value_counts()
     counts = ", ".join(f"{n} {kind}" for kind, n in words.items())
@@ -531,11 +554,17 @@ def page(table: pd.DataFrame, command: str) -> str:
         "",
         _markdown(pd.DataFrame(rows, columns=["stage", "fault", "where", "error"])),
         "",
-        f"Made by `{command}` on {datetime.now(UTC):%d %B %Y}, Python "
+        f"Made by {made_by} on {datetime.now(UTC):%d %B %Y}, Python "
         f"{platform.python_version()}, {platform.system()}.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    """Return text as it stands, in a cell of a table."""
+    short = text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+    return f"`{short.replace('`', chr(39)).replace('|', '/')}`"
 
 
 def _markdown(table: pd.DataFrame) -> str:
@@ -560,10 +589,7 @@ def main() -> None:
             for fault, stage, detail, case in faults.cases():
                 if arguments.faults and fault not in arguments.faults:
                     continue
-                outcome = " ".join(case().split())
-                outcome = outcome.replace(str(faults.run), _FOLDER)
-                outcome = outcome.replace(folder, "...")
-                outcome = outcome.replace(str(faults.server.port), "PORT")
+                outcome = faults.tidy(case())
                 row = {"stage": stage, "fault": fault, "detail": detail}
                 rows.append(row | {"outcome": outcome})
                 print(f"{stage:28}{fault:16}{detail:40}{outcome[:200]}", flush=True)
@@ -576,8 +602,8 @@ def main() -> None:
     if arguments.output:
         table.to_csv(arguments.output, sep="\t", index=False)
     if arguments.page:
-        command = f"python tests/faults.py --seed {arguments.seed} --page FILE"
-        arguments.page.write_text(page(table, command), encoding="utf-8")
+        made_by = f"`python tests/faults.py --seed {arguments.seed} --page FILE`"
+        arguments.page.write_text(page(table, made_by), encoding="utf-8")
     sys.exit(n_wrong > 0)
 
 

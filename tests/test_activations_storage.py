@@ -165,3 +165,17 @@ def test_a_full_disk_is_named_and_extraction_goes_on_when_there_is_room(tmp_path
     assert not list(path.rglob("*partial*"))
     fill(store)
     assert_same(ActivationStore.open(path), expected)
+
+
+def test_a_store_that_says_something_else_of_itself_is_refused(tmp_path):
+    store = create(tmp_path / "store")
+    fill(store)
+    path = tmp_path / "store" / "zarr.json"
+    text = path.read_text()
+    for old, new in (('"HepG2"', '"HepG3"'), ('"select"', '"test"')):
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(ValueError, match=r"store: damaged.*remove the store"):
+            ActivationStore.open(tmp_path / "store")
+    path.write_text(text)
+    assert ActivationStore.open(tmp_path / "store").complete.all()

@@ -66,6 +66,11 @@ def test_sizes_beyond_the_file_are_refused_before_they_are_believed(content):
         damaged[at : at + 8] = (2**62).to_bytes(8, "little")
         with pytest.raises(ValueError, match=f"signal: damaged index: .*({message})"):
             open_bigwig(io.BytesIO(bytes(damaged)), "signal")
+    damaged = bytearray(content)
+    n_chromosomes = int.from_bytes(content[8:16], "little") + 16
+    damaged[n_chromosomes : n_chromosomes + 8] = (2**38).to_bytes(8, "little")
+    with pytest.raises(ValueError, match=f"signal: damaged index: {2**38} chromosomes"):
+        open_bigwig(io.BytesIO(bytes(damaged)), "signal")
 
 
 def test_interruptions_are_no_damage():

@@ -1,5 +1,6 @@
 """Cut sites of BAMs and fragment files against the authors' steps, taken literally."""
 
+import gzip
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pysam
 import pytest
 import yaml
 
-from helpers import _cut_sources, cut_sites
+from helpers import _cut_sources, _hts_index, cut_sites
 from helpers.cut_sites import LeftOutFragmentsWarning, genome_sizes, write_cut_sites
 from helpers.windows import WindowDataset
 
@@ -498,3 +499,40 @@ def test_command_line_prints_the_lines_of_a_tissue_file(tmp_path, capsys):
         "scale": pytest.approx(20e6 / len(some)),
     }
     assert as_counter(read_counts(output)) == reference_sites(some)
+
+
+# --- Damaged indexes, which HTSlib believes ---
+
+
+@pytest.mark.parametrize("suffix", [".bai", ".csi"])
+def test_a_damaged_index_of_a_bam_is_refused_before_it_is_read(tmp_path, suffix):
+    reads = [read for i, m in enumerate(molecules(9, 0)) for read in pair(f"r{i}", m)]
+    bam = write_bam(tmp_path / "a.bam", reads, index=False)
+    pysam.index(*(["-c"] if suffix == ".csi" else []), str(bam))
+    index = tmp_path / f"a.bam{suffix}"
+    content = index.read_bytes()
+    if suffix == ".csi":
+        content = gzip.decompress(content)
+    _check_damaged(bam, index, content)
+
+
+def test_a_damaged_index_of_fragments_is_refused_before_it_is_read(tmp_path):
+    path = write_fragments(tmp_path / "a.tsv.gz", shifted(molecules(9, 0)))
+    index = tmp_path / "a.tsv.gz.tbi"
+    _check_damaged(path, index, gzip.decompress(index.read_bytes()))
+
+
+def _check_damaged(path, index, content):
+    _hts_index.check_indexes(path)
+    for damaged in (content[:-9], content[:40], b"XXI\1" + content[4:], content + b"x"):
+        index.write_bytes(damaged)
+        with pytest.raises(
+            ValueError, match=f"{index}: damaged index: .*make it again"
+        ):
+            write_cut_sites(path, path.parent / "out.bw", genome_sizes=SIZES)
+    at = content.index(b"\0chrUn") if b"chrUn" in content else 4
+    damaged = bytearray(content)
+    damaged[at : at + 4] = (2**31 - 1).to_bytes(4, "little")
+    index.write_bytes(damaged)
+    with pytest.raises(ValueError, match="damaged index"):
+        _hts_index.check_indexes(path)

@@ -62,7 +62,7 @@ def test_what_goes_wrong_is_noticed(faults, monkeypatch):
         patch.setattr(
             runs.Run, "is_current", lambda run, name, _: run.path(name).exists()
         )
-        (name,) = (n for n in faults.produced["pre-training"] if "config" in n)
+        (name,) = (n for n in faults.produced["pre-training", 0] if "config" in n)
         assert faults.damage("pre-training", name, lambda _: b"{}").startswith("WRONG")
 
 
@@ -77,4 +77,4 @@ def test_the_page_counts_how_cases_ended():
     text = suite.page(table, "python tests/faults.py")
     assert "4 cases, 3 ended right: 2 same, 1 refused, 1 WRONG." in text
     assert "| scores | 2 same |  | 1 WRONG |" in text
-    assert "| downloads | network | vanishes | ConnectionError: a\\|b |" in text
+    assert "| downloads | network | vanishes | `ConnectionError: a/b` |" in text

@@ -79,6 +79,27 @@ def test_nothing_is_made_or_asked_for_twice(local, tissues, server, small_world)
     assert stamps == {path: path.stat().st_mtime_ns for path in local.iterdir()}
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "downloads/motifs.meme",
+        "downloads/hg38.fa",
+        "downloads/hg38.fa.fai",
+        "signal/blood_in_vitro/cut_sites.bw",
+        "motif_activity/liver_in_vivo.tsv",
+        "windows_4096.tsv",
+    ],
+)
+def test_local_files_that_changed_are_made_again(local, tissues, server, name):
+    path = local.parent / name
+    content = path.read_bytes()
+    damaged = bytearray(content)
+    damaged[len(content) // 2] ^= 1
+    path.write_bytes(damaged)
+    public_data.localize(tissues, local.parent, window_bp=4096)
+    assert path.read_bytes() == content
+
+
 @pytest.mark.filterwarnings("ignore:the model hardly predicts")  # it is untrained
 def test_open_study_runs_on_public_data(tissues, small_model_folder, tmp_path, server):
     study = stages.open_study(

@@ -356,7 +356,46 @@ def test_a_changed_byte_of_a_file_is_noticed(run, position, caplog):
     content[position] ^= 1
     path.write_bytes(content)
     assert run.artefact("table", {}, Builder()).read_text() == "content"
-    assert "table: not the file that was written; making it again" in caplog.text
+    assert "table: not what was written; making it again" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["byte", "gone", "more"])
+def test_a_folder_that_is_not_what_was_written_is_made_again(run, change):
+    made = []
+
+    def build(partial):
+        made.append(partial)
+        (partial / "inner").mkdir(parents=True)
+        (partial / "inner" / "a.txt").write_text("content")
+
+    path = run.artefact("folder", {}, build) / "inner" / "a.txt"
+    run.artefact("folder", {}, build)
+    assert len(made) == 1
+    if change == "byte":
+        path.write_text("contend")
+    elif change == "gone":
+        path.unlink()
+    else:
+        path.with_name("b.txt").touch()
+    run.artefact("folder", {}, build)
+    assert len(made) == 2 and [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(run):
+    def build(partial):
+        partial.mkdir(exist_ok=True)
+        (partial / ".weights.77.partial").touch()
+        if not (partial / "begun").exists():
+            (partial / "begun").touch()
+            raise KeyboardInterrupt
+        (partial / ".weights.77.partial").unlink()
+
+    with pytest.raises(KeyboardInterrupt):
+        run.artefact("folder", {}, build, resumable=True)
+    (leftover,) = run.folder.glob(".folder.*.partial")
+    (leftover / "x.12.partial").touch()
+    path = run.artefact("folder", {}, build, resumable=True)
+    assert [p.name for p in path.iterdir()] == ["begun"]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "\x00"])

@@ -95,7 +95,16 @@ def test_a_checkpoint_is_refused_by_another_run(tmp_path):
         train(rows, small_config(n_epochs=1, k=2), checkpoint=path)
     with pytest.raises(ValueError, match="another run, with another first batch"):
         train(rows + 1, small_config(n_epochs=1), checkpoint=path)
-    path.write_bytes(path.read_bytes()[:500])
+    content = path.read_bytes()
+    for position in np.random.default_rng(0).integers(len(content), size=20):
+        damaged = bytearray(content)
+        damaged[position] ^= 1  # torch itself would not notice most
+        path.write_bytes(damaged)
+        with pytest.raises(
+            ValueError, match="ck: not a checkpoint, or damaged.*remove"
+        ):
+            train(rows, small_config(n_epochs=1), checkpoint=path)
+    path.write_bytes(content[:500])
     with pytest.raises(ValueError, match="ck: not a checkpoint"):
         train(rows, small_config(n_epochs=1), checkpoint=path)
 

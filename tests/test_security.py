@@ -80,7 +80,7 @@ def test_addresses_in_the_code_are_encrypted(path):
             assert not re.search(r"http://[a-z0-9-]+\.[a-z]", node.value), node.value
 
 
-@pytest.mark.parametrize("name", ["../x", "a/../../x", "/tmp/x", "", "..", "."])
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/elsewhere/x", "", "..", "."])
 def test_artifacts_stay_in_the_run_folder(tmp_path, name):
     run = runs.Run(tmp_path / "run")
     with pytest.raises(ValueError, match="inside the run folder"):
@@ -88,7 +88,7 @@ def test_artifacts_stay_in_the_run_folder(tmp_path, name):
     assert not list(tmp_path.glob("x"))
 
 
-@pytest.mark.parametrize("name", ["../x.bed", "a/b", "..", "/tmp/x"])
+@pytest.mark.parametrize("name", ["../x.bed", "a/b", "..", "/elsewhere/x"])
 def test_downloads_stay_in_their_folder(tmp_path, name):
     with pytest.raises(ValueError, match="name must be that of a file"):
         downloads.fetch("https://example.org/a.bed", tmp_path / "kept", name=name)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
+from helpers._store_files import ADVICE
+
 if TYPE_CHECKING:
     from helpers._activation_store import ActivationStore
 
@@ -79,11 +81,11 @@ class LayerArray:
         try:
             values = self._array[row, window]
         except (ValueError, RuntimeError, TypeError, KeyError) as error:
-            return f"chunk is damaged ({error})"
+            return f"chunk is damaged ({error}); {ADVICE}"
         if all_finite(values):
             return None
         if not np.isnan(values).all():
             token = int(np.argmin(np.isfinite(values).all(axis=1)))
             return f"window {window}, token {token} holds NaN or infinity"
         written = self._store.complete[window]
-        return "chunk is missing" if written else "chunk is not written yet"
+        return f"chunk is missing; {ADVICE}" if written else "chunk is not written yet"

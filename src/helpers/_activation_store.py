@@ -18,6 +18,7 @@ import zarr
 
 from helpers._activation_layer import LayerArray, all_finite
 from helpers._store_files import (
+    ADVICE,
     add_layers,
     locate,
     make_store,
@@ -200,10 +201,15 @@ class ActivationStore:
     @property
     def complete(self) -> np.ndarray:
         """Which windows are on disk for `layers` and all biosamples, (n_windows,)."""
-        try:
-            marks = [self._member(f"complete{layer}")[:] for layer in self.layers]
-        except ValueError as error:
-            raise ValueError(f"{self.path}: marks are damaged: {error}") from error
+        marks = []
+        for layer in self.layers:
+            array = self._member(f"complete{layer}")
+            try:
+                marks.append(array[:])
+            except ValueError as error:
+                raise ValueError(
+                    f"{self.path}: marks are damaged: {error}; {ADVICE}"
+                ) from error
         return np.logical_and.reduce(marks)
 
     def pending(self) -> Iterator[slice]:

@@ -238,4 +238,10 @@ def _empty(shape: tuple[int, ...], folder: Path | None, layer: int) -> np.ndarra
     if folder is None:
         return np.empty(shape, np.float32)
     path = folder / f"mean_acts_{layer}.npy"
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    # A mapped file with holes ends the process where the disk is full: fill them first.
+    with open(path, "r+b") as file:
+        file.seek(mapped.offset)
+        for row in mapped:
+            file.write(bytes(row.nbytes))
+    return mapped

@@ -5,6 +5,8 @@ A store is a folder, or the URL of one in object storage that fsspec reaches.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,10 +17,20 @@ from typing import Any
 import zarr
 from zarr.codecs import Crc32cCodec
 
-__all__ = ["add_layers", "locate", "make_store", "naming", "open_store", "read_array"]
+__all__ = [
+    "ADVICE",
+    "add_layers",
+    "locate",
+    "make_store",
+    "naming",
+    "open_store",
+    "read_array",
+]
 
 _CHUNK_BYTES = 4 * 2**20  # a chunk of several windows stays below this
 _BATCH_WINDOWS = 16  # most windows of a chunk, lost at worst when a run is killed
+ADVICE = "remove the store to make it again"
+_CHECKSUM = "sha256"  # of the other attributes
 _NEEDED = ("biosamples", "windows", "layers", "n_tokens", "d_model", "model_hash")
 
 
@@ -51,8 +63,10 @@ def open_store(location: Path | str) -> tuple[zarr.Group, dict[str, Any]]:
             f"{location}: not an activation store; its attributes lack {missing}"
         )
     problem = _attribute_problem(attributes)
+    if problem is None and attributes.get(_CHECKSUM) != _digest(attributes):
+        problem = "its attributes do not match their checksum"
     if problem:
-        raise ValueError(f"{location}: damaged, or no store: {problem}")
+        raise ValueError(f"{location}: damaged, or no store: {problem}; {ADVICE}")
     return group, attributes
 
 
@@ -93,7 +107,9 @@ def _open_group(location: Path | str) -> zarr.Group | None:
         return None
     except Exception as error:  # of any kind, where metadata are damaged
         if isinstance(location, Path):
-            raise ValueError(f"{location}: damaged, or no store: {error!r}") from error
+            raise ValueError(
+                f"{location}: damaged, or no store: {error!r}; {ADVICE}"
+            ) from error
         if not isinstance(error, ImportError | ValueError):
             raise
         # fsspec wants a package for s3, gs or http, or does not know the protocol.
@@ -132,17 +148,23 @@ def make_arrays(location: Path | str, attributes: dict[str, Any]) -> None:
     group = zarr.create_group(location, zarr_format=3, overwrite=True)
     for layer in attributes["layers"]:
         _make_layer(group, layer, attributes)
-    group.attrs.update(attributes)
+    group.attrs.update(attributes | {_CHECKSUM: _digest(attributes)})
+
+
+def _digest(attributes: dict[str, Any]) -> str:
+    """Return a checksum of what a store says of itself; zarr has none for that."""
+    text = json.dumps([attributes[name] for name in _NEEDED])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def add_layers(group: zarr.Group, attributes: dict[str, Any]) -> None:
     """Make the arrays of layers that a store lacks."""
-    held = list(group.attrs["layers"])
+    found = group.attrs.asdict()
     for layer in attributes["layers"]:
-        if layer not in held:
+        if layer not in found["layers"]:
             _make_layer(group, layer, attributes)
-            held.append(layer)
-            group.attrs["layers"] = sorted(held)
+            found["layers"] = sorted([*found["layers"], layer])
+            group.attrs.update(found | {_CHECKSUM: _digest(found)})
 
 
 def _make_layer(group: zarr.Group, layer: int, attributes: dict[str, Any]) -> None:
@@ -185,11 +207,13 @@ def read_array(group: zarr.Group, name: str) -> zarr.Array:
         array = group[name]
         found = (array.shape, str(array.dtype))
     except Exception as error:  # of any kind, where metadata are damaged
-        raise ValueError(f"{place(group)}: {name} is damaged: {error!r}") from error
+        raise ValueError(
+            f"{place(group)}: {name} is damaged: {error!r}; {ADVICE}"
+        ) from error
     if found != (shape, dtype):
         raise ValueError(
             f"{place(group)}: {name} must be {dtype} of shape {shape}; found "
-            f"{found[1]} of {found[0]}"
+            f"{found[1]} of {found[0]}; {ADVICE}"
         )
     return array
 

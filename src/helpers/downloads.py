@@ -269,18 +269,20 @@ def fetch_genome(
     folder = Path(folder)
     fasta = folder / f"{assembly}.fa"
     index = Path(f"{fasta}.fai")
-    if fasta.is_file() and index.is_file():
+    if _is_unchanged(fasta) and _is_unchanged(index):
         return fasta
     url, pinned = split_checksum(str(source).format(assembly=assembly))
     algorithm, digest = (pinned or f"md5:{_listed_md5(url)}").split(":")
     packed = fetch(url, folder, **{algorithm: digest})
     with FileLock(folder / f".{fasta.name}.lock"):
-        if not (fasta.is_file() and index.is_file()):
+        if not (_is_unchanged(fasta) and _is_unchanged(index)):
             draft = fasta.with_name(f".{fasta.name}.partial")
             _unpack(packed, draft)
             pysam.faidx(str(draft))
             Path(f"{draft}.fai").replace(index)
             draft.replace(fasta)
+            for path in (index, fasta):
+                write_record(path, url, _hash_like(path, None))
         if packed.is_symlink() or local_path(url) is None:  # else it is the original
             packed.unlink(missing_ok=True)
     return fasta
@@ -303,6 +305,12 @@ def _retrieve(url: str, path: Path, known: str | None, size: int | None) -> None
         )
     part.replace(path)
     _transfer.discard(part)
+
+
+def _is_unchanged(path: Path) -> bool:
+    """Return whether a file is there, and as it was recorded if it was."""
+    record = read_record(path)
+    return path.is_file() and (record is None or record.is_current)
 
 
 def _hash_like(path: Path, known: str | None) -> str:

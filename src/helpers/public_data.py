@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers import tissues
+from helpers._fetched import read_record
 from helpers._local_tissue import SHARED_FILES, LocalTissue, is_address
 from helpers._yaml_file import YamlFile
 from helpers.encode import PORTAL, Portal, Resolved, resolve
@@ -121,13 +123,39 @@ def localize(
         path
         for path in paths
         if not store.is_current(f"{made}/{path.stem}.yml", recipes[path])
+        or not _is_whole(store, f"{made}/{path.stem}.yml")
     ]
     found = _resolve_all(missing, store.path("downloads"), portal)
     for path in missing:
         content = recipes[path]["tissue"]
         local = LocalTissue(store, content, path, found[path], window_bp)
+        store.path(f"{made}/{path.stem}.yml").unlink(missing_ok=True)
         store.artefact(f"{made}/{path.stem}.yml", recipes[path], local.write)
     return store.path(made)
+
+
+def _is_whole(store: Run, name: str) -> bool:
+    """Return whether the files that a plain tissue file names are as they were made."""
+    try:
+        tissue = tissues.read_tissue(store.path(name))
+    except (FileNotFoundError, ValueError):  # a file is gone
+        return False
+    files = {Path(f"{tissue.genome}.fai")}
+    for entry in (tissue, *tissue.biosamples):
+        files |= {value for value in vars(entry).values() if isinstance(value, Path)}
+    root = store.folder.absolute()
+    for path in files - {tissue.path}:
+        path = Path(os.path.normpath(path.absolute()))
+        if not path.is_relative_to(root):
+            continue  # of somebody else
+        artefact = "/".join(path.relative_to(root).parts[:2])
+        recorded = Path(f"{root / artefact}.recipe.json").is_file()
+        record = read_record(path)
+        if (record and not record.is_current) or (
+            recorded and not store.is_whole(artefact)
+        ):
+            return False
+    return True
 
 
 def planned_downloads(

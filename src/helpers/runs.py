@@ -181,6 +181,10 @@ class Run:
         Files are compared with their checksums, those of a folder too; stores of
         activations have checksums of their own in every chunk.
         """
+        return self.is_whole(name) and self.key(name) == _digest(_plain(recipe))
+
+    def is_whole(self, name: str) -> bool:
+        """Return whether an artefact is there, and is what was written."""
         try:
             record = self._record(name)
         except FileNotFoundError:
@@ -192,7 +196,7 @@ class Run:
         if record["sha256"] and _checksum(path) != record["sha256"]:
             _log.warning("%s: not what was written; making it again", path)
             return False
-        return record["key"] == _digest(_plain(recipe))
+        return True
 
     def artefact(
         self,
