@@ -9,8 +9,9 @@ hold one row per place; its tracks are lists over tokens of 128 bp.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,7 +38,8 @@ __all__ = [
 ]
 
 KEY = ["layer", "feature"]
-MAX_FEATURES = 1500  # with a page, over all blocks: keeps the pages below 40 MB
+_TABLES = ("features", "effects", "loci", "found", "logos", "ablated")
+MAX_FEATURES = 1200  # with a page, over all blocks: keeps the pages below 40 MB
 N_LOCI = 3
 SPAN = 64  # tokens shown around a locus, 8 kb
 _CHUNK = 32  # windows whose activations are held at a time
@@ -53,7 +55,8 @@ PLACEBO, BIOSAMPLES = "E1 held, placebo rate at most 5 %", "E3, motif activity h
 CLAIMS = (FIRST, TRACK, HELD, PLACEBO, BIOSAMPLES)
 
 
-class Explorer(NamedTuple):
+@dataclass(frozen=True)
+class Explorer:
     """Everything a reader can look up, tables with columns ``layer`` and ``feature``.
 
     Attributes
@@ -89,22 +92,27 @@ class Explorer(NamedTuple):
     ablated: pd.DataFrame
     facts: dict
 
-    def of(self, table: str, layer: int, feature: int) -> pd.DataFrame:
-        """Return the rows of a table that belong to one feature.
+    def of(self, table: str, layer: int, feature: int) -> list[dict]:
+        """Return the rows of a table that belong to one feature, as dictionaries.
 
         Raises
         ------
         ValueError
             If the feature is not part of the explorer.
         """
-        rows = getattr(self, table)
-        if not len(_at(self.features, layer, feature)):
+        if (layer, feature) not in self._rows["features"]:
             raise ValueError(f"block {layer} has no context feature {feature} here")
-        return _at(rows, layer, feature)
+        return self._rows[table].get((layer, feature), [])
 
-
-def _at(table: pd.DataFrame, layer: int, feature: int) -> pd.DataFrame:
-    return table[(table["layer"] == layer) & (table["feature"] == feature)]
+    @cached_property
+    def _rows(self) -> dict[str, dict[tuple[int, int], list[dict]]]:
+        """Rows of every feature, by table: pages ask for them thousands of times."""
+        found = {}
+        for name in _TABLES:
+            of_table = found[name] = {}
+            for row in getattr(self, name).to_dict("records"):
+                of_table.setdefault((row["layer"], row["feature"]), []).append(row)
+        return found
 
 
 def explore(study: Study) -> Explorer:
@@ -162,11 +170,9 @@ def explore(study: Study) -> Explorer:
         "code": code_digest("explorer", "findings", "motifs", "truth"),
     }
     folder = study.run.artefact("explorer", recipe, build)
-    tables = [
-        pd.read_parquet(folder / f"{x}.parquet") for x in Explorer._fields if x != "facts"
-    ]
+    read = {name: pd.read_parquet(folder / f"{name}.parquet") for name in _TABLES}
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-    return Explorer(*tables, facts)
+    return Explorer(**read, facts=facts)
 
 
 def claims_of(scores: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
@@ -237,7 +243,9 @@ def context_features(
     table = table[table[names].any(axis=1)].reset_index(drop=True)
     rows = table.to_dict("records")
     table["behind"] = [_lineages_behind(row) for row in rows]
-    where = [_strongest(row, own) for row, own in zip(rows, table["behind"], strict=True)]
+    where = [
+        _strongest(row, own) for row, own in zip(rows, table["behind"], strict=True)
+    ]
     table["lineage"] = [lineage for lineage, _ in where]
     table["context"] = [context for _, context in where]
 

@@ -11,7 +11,6 @@ from html import escape
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from helpers.explorer import BIOSAMPLES, HELD, Explorer
 from helpers.figures._logo import logo_svg
@@ -51,7 +50,9 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if abs(value) < 1e3 else f"{value:,.0f}"
 
 
-def feature_view(explorer: Explorer, layer: int, feature: int, *, level: int = 3) -> str:
+def feature_view(
+    explorer: Explorer, layer: int, feature: int, *, level: int = 3
+) -> str:
     """Return what is known of a feature as HTML, to stand in an element ``.cx``.
 
     Parameters
@@ -68,7 +69,7 @@ def feature_view(explorer: Explorer, layer: int, feature: int, *, level: int = 3
     ValueError
         If the feature is not part of the explorer.
     """
-    row = explorer.of("features", layer, feature).iloc[0]
+    row = explorer.of("features", layer, feature)[0]
     title = escape(feature_name(layer, feature).capitalize())
     parts = [
         ("Difference between the contexts", _differences(explorer, row)),
@@ -91,7 +92,7 @@ def feature_view(explorer: Explorer, layer: int, feature: int, *, level: int = 3
 # --- Text -----------------------------------------------------------------------------
 
 
-def _summary(explorer: Explorer, row: pd.Series) -> str:
+def _summary(explorer: Explorer, row: dict) -> str:
     """Two or three sentences, what does not hold first."""
     sentences = []
     if not row[HELD]:
@@ -128,16 +129,16 @@ def _summary(explorer: Explorer, row: pd.Series) -> str:
     return f"<p>{' '.join(sentences)}</p>"
 
 
-def _claims(explorer: Explorer, row: pd.Series) -> str:
+def _claims(explorer: Explorer, row: dict) -> str:
+    answers = {x: "yes" if row[x] else "no" for x in explorer.facts["claims"]}
     items = "".join(
-        f'<li class="{"yes" if row[claim] else "no"}"><b>{"yes" if row[claim] else "no"}'
-        f"</b>{escape(claim)}</li>"
-        for claim in explorer.facts["claims"]
+        f'<li class="{answer}"><b>{answer}</b>{escape(claim)}</li>'
+        for claim, answer in answers.items()
     )
     return f'<ol class="cx-claims" aria-label="Claims it supports">{items}</ol>'
 
 
-def _facts(row: pd.Series) -> str:
+def _facts(row: dict) -> str:
     facts = {
         "class (E1)": row["class"],
         "lineages behind it": row["behind"].replace(",", ", "),
@@ -193,7 +194,7 @@ def _key(items: Iterable[tuple[str, str]]) -> str:
 
 
 def _dot(x: float, y: float, stroke: str, *, hollow: bool) -> str:
-    """A dot that no stretching makes an ellipse: a line of no length, round ends."""
+    """Draw a dot that stretching leaves round: a line of no length, round ends."""
     dot = f'<path class="dot {stroke}" d="M{x:.4g} {y:.4g}h0"/>'
     return dot + (f'<path class="hole" d="M{x:.4g} {y:.4g}h0"/>' if hollow else "")
 
@@ -240,7 +241,7 @@ def _intervals(
 
 
 def _range(values: Iterable[float]) -> tuple[float, float]:
-    """Ends of an axis that holds zero and all finite values."""
+    """Return the ends of an axis that holds zero and all finite values."""
     finite = [x for x in values if np.isfinite(x)]
     low, high = min([0.0, *finite]), max([0.0, *finite])
     margin = 0.04 * (high - low) or 1.0
@@ -251,17 +252,18 @@ def _figure(drawing: str, caption: str, key: str = "") -> str:
     return f"<figure>{drawing}<figcaption>{key}{caption}</figcaption></figure>"
 
 
-def _differences(explorer: Explorer, row: pd.Series) -> str:
+def _differences(explorer: Explorer, row: dict) -> str:
     """Differences by lineage on both sets of chromosomes, and with the vector held."""
     effects = explorer.of("effects", row["layer"], row["feature"])
     rows, splits = [], {"select": True, "test": False}
     for lineage in explorer.facts["lineages"]:
-        own = effects[effects["lineage"] == lineage].set_index("split")
+        own = {x["split"]: x for x in effects if x["lineage"] == lineage}
         marks = [
-            _Mark(*own.loc[split, ["delta", "low", "high"]], "s", hollow)
+            _Mark(*(own[split][x] for x in ("delta", "low", "high")), "s", hollow)
             for split, hollow in splits.items()
         ]
-        text = f"CDS {number(own.loc['select', 'cds'])}, test {number(own.loc['test', 'cds'])}"
+        cds = [number(own[split]["cds"]) for split in splits]
+        text = f"CDS {cds[0]}, test {cds[1]}"
         rows.append((lineage, marks, text))
     ends = _range(x for _, marks, _ in rows for mark in marks for x in mark[:3])
     key = _key(
@@ -299,10 +301,10 @@ def _differences(explorer: Explorer, row: pd.Series) -> str:
     )
 
 
-def _loci(explorer: Explorer, row: pd.Series) -> str:
+def _loci(explorer: Explorer, row: dict) -> str:
     """Activation and accessibility of both contexts at the top loci."""
     loci = explorer.of("loci", row["layer"], row["feature"])
-    if not len(loci):
+    if not loci:
         return "<p>It is silent on the test chromosomes.</p>"
     key = _key(
         [
@@ -313,11 +315,11 @@ def _loci(explorer: Explorer, row: pd.Series) -> str:
     )
     tops = {
         name: max(
-            (max(x) for c in CONTEXTS for x in loci[f"{name}_{c}"] if len(x)), default=0
+            max(locus[f"{name}_{context}"]) for locus in loci for context in CONTEXTS
         )
         for name in ("acts", "signal")
     }
-    drawings = [_locus(locus, tops) for locus in loci.to_dict("records")]
+    drawings = [_locus(locus, tops) for locus in loci]
     return _figure(
         "".join(drawings),
         f"Activation, and measured accessibility (log1p of the signal), in "
@@ -372,25 +374,24 @@ def _steps(values: Sequence[float], top: float) -> str:
     return "".join(moves) + f"h{run}"
 
 
-def _motifs(explorer: Explorer, row: pd.Series) -> str:
+def _motifs(explorer: Explorer, row: dict) -> str:
     logos = explorer.of("logos", row["layer"], row["feature"])
-    found = explorer.of("found", row["layer"], row["feature"])
-    found = found[found["level"] == "motif"]
-    if not len(found):
+    found = _found(explorer, row, "motif")
+    if not found:
         return _untested(explorer, "motif")
     drawings = "".join(
-        f"<figure>{logo_svg(np.array(list(x.probabilities)), _logo_alt(x))}"
+        f"<figure>{logo_svg(np.stack(x['probabilities']), _logo_alt(x))}"
         f"<figcaption>{_logo_text(x)}</figcaption></figure>"
-        for x in logos.itertuples()
+        for x in logos
     )
     rows = [
         (
-            x.name,
-            f"{x.hits} of {x.n_regions}",
-            number(x.fold, 2),
-            number(x.q_value, 2),
+            x["name"],
+            f"{x['hits']} of {x['n_regions']}",
+            number(x["fold"], 2),
+            number(x["q_value"], 2),
         )
-        for x in found.itertuples()
+        for x in found
     ]
     table = _table(["best archetypes", "regions", "fold", "q"], rows, "Motifs")
     return (
@@ -400,34 +401,40 @@ def _motifs(explorer: Explorer, row: pd.Series) -> str:
     )
 
 
-def _logo_alt(logo: object) -> str:
-    best = "".join("ACGT"[np.argmax(p)] for p in logo.probabilities)
-    return f"Sequence logo of the {logo.source} motif; most likely bases {best}"
+def _logo_alt(logo: dict) -> str:
+    best = "".join("ACGT"[np.argmax(p)] for p in logo["probabilities"])
+    return f"Sequence logo of the {logo['source']} motif; most likely bases {best}"
 
 
-def _logo_text(logo: object) -> str:
-    if logo.source == "learned":
-        return f"learned from its regions alone, {escape(logo.text)}"
-    return f"known: {escape(logo.name)} ({escape(logo.text)})"
+def _logo_text(logo: dict) -> str:
+    if logo["source"] == "learned":
+        return f"learned from its regions alone, {escape(logo['text'])}"
+    return f"known: {escape(logo['name'])} ({escape(logo['text'])})"
 
 
-def _states(explorer: Explorer, row: pd.Series) -> str:
-    found = explorer.of("found", row["layer"], row["feature"])
-    found = found[(found["level"] == "state") & (found["rate_all"] > 0)]
-    if not len(found):
+def _found(explorer: Explorer, row: dict, level: str) -> list[dict]:
+    """Return what the feature was tested for at a level, best first."""
+    rows = explorer.of("found", row["layer"], row["feature"])
+    return [x for x in rows if x["level"] == level]
+
+
+def _states(explorer: Explorer, row: dict) -> str:
+    found = [x for x in _found(explorer, row, "state") if x["rate_all"] > 0]
+    if not found:
         return _untested(explorer, "state")
     rows = []
-    for x in found.sort_values("hits", ascending=False, kind="stable").itertuples():
-        share = x.hits / x.n_regions if x.n_regions else np.nan
-        folds = [share / x.rate_all, x.fold]
+    for x in sorted(found, key=lambda x: -x["hits"]):
+        share = x["hits"] / x["n_regions"] if x["n_regions"] else np.nan
         with np.errstate(divide="ignore"):
-            log2 = np.clip(np.log2(folds), -_MAX_LOG2, _MAX_LOG2)
+            log2 = np.log2([share / x["rate_all"], x["fold"]])
+        over_all, matched = np.clip(log2, -_MAX_LOG2, _MAX_LOG2)
         marks = [
-            _Mark(log2[0], np.nan, np.nan, "s", hollow=True),
-            _Mark(log2[1], np.nan, np.nan, "s"),
+            _Mark(over_all, np.nan, np.nan, "s", hollow=True),
+            _Mark(matched, np.nan, np.nan, "s"),
         ]
-        sure = ", q = " + number(x.q_value, 2) if x.q_value < 1 else ""
-        rows.append((x.name, marks, f"{x.hits} regions, fold {number(x.fold, 2)}{sure}"))
+        sure = f", q = {number(x['q_value'], 2)}" if x["q_value"] < 1 else ""
+        text = f"{x['hits']} regions, fold {number(x['fold'], 2)}{sure}"
+        rows.append((x["name"], marks, text))
     key = _key(
         [
             (_dot(10, 5, "s", hollow=True), "over all tokens"),
@@ -445,16 +452,15 @@ def _states(explorer: Explorer, row: pd.Series) -> str:
     )
 
 
-def _processes(explorer: Explorer, row: pd.Series) -> str:
-    found = explorer.of("found", row["layer"], row["feature"])
-    found = found[found["level"] == "go"]
-    if not len(found):
+def _processes(explorer: Explorer, row: dict) -> str:
+    found = _found(explorer, row, "go")
+    if not found:
         if row["annotated"] and "go" not in explorer.facts["skipped"]:
             return "<p>None at p &le; 0.05 over regions.</p>"
         return _untested(explorer, "go")
     rows = [
-        (x.name, number(x.fold, 2), number(x.q_shift, 2), number(x.q_value, 2))
-        for x in found.itertuples()
+        (x["name"], *(number(x[y], 2) for y in ("fold", "q_shift", "q_value")))
+        for x in found
     ]
     head = ["process", "fold", "q, shifts", "q, regions and genes"]
     return _table(head, rows, "Biological processes") + (
@@ -468,22 +474,21 @@ def _untested(explorer: Explorer, level: str) -> str:
     return f"<p>Not tested: {escape(reason)}.</p>"
 
 
-def _ablation(explorer: Explorer, row: pd.Series) -> str:
+def _ablation(explorer: Explorer, row: dict) -> str:
     """Effect on the output of giving the feature its in vitro activations."""
     found = explorer.of("ablated", row["layer"], row["feature"])
-    if not len(found):
+    if not found:
         return (
             "<p>Not measured: only the features selected for ablation in each block, "
             "the strongest by CDS, are ablated one by one.</p>"
         )
     rows = []
     for outcome, text in _OUTCOMES.items():
-        for x in found[found["outcome"] == outcome].itertuples():
-            mark = _Mark(x.effect, x.low, x.high, _STROKE[f"in_{outcome[:-3]}"])
-            interval = (
-                f"{number(x.effect, 2)} ({number(x.low, 2)} to {number(x.high, 2)})"
-            )
-            rows.append((f"{x.lineage}, {text}", [mark], interval))
+        for x in (x for x in found if x["outcome"] == outcome):
+            value, low, high = (x[y] for y in ("effect", "low", "high"))
+            mark = _Mark(value, low, high, _STROKE[f"in_{outcome[:-3]}"])
+            interval = f"{number(value, 2)} ({number(low, 2)} to {number(high, 2)})"
+            rows.append((f"{x['lineage']}, {text}", [mark], interval))
     ends = _range(x for _, marks, _ in rows for mark in marks for x in mark[:3])
     return _figure(
         _intervals(rows, ends),

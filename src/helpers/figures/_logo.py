@@ -43,15 +43,17 @@ def logo_svg(probabilities: np.ndarray, alt: str) -> str:
                 continue
             height = heights[i] / _BITS * _HEIGHT
             y -= height
-            place = f"translate({position * _WIDTH} {y:.1f})scale(.42 {height / 100:.3f})"
+            place = (
+                f"translate({position * _WIDTH} {y:.1f})scale(.42 {height / 100:.3f})"
+            )
             shapes.append(
-                f'<path class="{"ACGT"[i]}" transform="{place}" d="{_letter("ACGT"[i])}"/>'
+                f'<path class="{base}" transform="{place}" d="{_letter(base)}"/>'
             )
     box = f"0 0 {len(p) * _WIDTH} {_HEIGHT + 3}"
-    base = f'<path class="zero" d="M0 {_HEIGHT + 1}H{len(p) * _WIDTH}"/>'
+    line = f'<path class="zero" d="M0 {_HEIGHT + 1}H{len(p) * _WIDTH}"/>'
     return (
         f'<svg class="cx-logo" viewBox="{box}" role="img" aria-label="{escape(alt)}">'
-        f"{''.join(shapes)}{base}</svg>"
+        f"{''.join(shapes)}{line}</svg>"
     )
 
 

@@ -226,7 +226,7 @@ def _claim_options(explorer: Explorer, chosen: str) -> str:
 
 
 def _row_data(row: dict, explorer: Explorer) -> dict:
-    """What the script sorts and filters by."""
+    """Collect what the script sorts and filters by."""
 
     def size(value: float) -> float | None:
         return None if pd.isna(value) else float(f"{abs(value):.8g}")
@@ -335,7 +335,9 @@ def live_explorer(explorer: Explorer) -> widgets.VBox:
     blocks = sorted(explorer.features["layer"].unique())
     claims = explorer.facts["claims"]
     controls = {
-        "block": widgets.Dropdown(options=[("all", None), *((str(b), b) for b in blocks)]),
+        "block": widgets.Dropdown(
+            options=[("all", None), *((str(b), b) for b in blocks)]
+        ),
         "lineage": widgets.Dropdown(
             options=[("all", ""), *((x, x) for x in explorer.facts["lineages"])]
         ),
