@@ -109,6 +109,11 @@ def _summary(explorer: Explorer, row: dict) -> str:
             "Called with the motif activity held fixed, but not against the variation "
             "between biosamples."
         )
+    if row[HELD] and row["d_z_held"] * row["d_z"] < 0:
+        sentences.append(
+            "With the motif activity held fixed the difference over all lineages "
+            "points the other way."
+        )
     sentences.append(
         f"Higher <strong>{_WORDS[row['context']]}</strong> in {escape(row['lineage'])}."
     )

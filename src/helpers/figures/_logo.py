@@ -43,9 +43,8 @@ def logo_svg(probabilities: np.ndarray, alt: str) -> str:
                 continue
             height = heights[i] / _BITS * _HEIGHT
             y -= height
-            place = (
-                f"translate({position * _WIDTH} {y:.1f})scale(.42 {height / 100:.3f})"
-            )
+            base, x, scale = "ACGT"[i], position * _WIDTH, height / _HEIGHT
+            place = f"translate({x} {y:.1f})scale(.42 {scale:.3f})"
             shapes.append(
                 f'<path class="{base}" transform="{place}" d="{_letter(base)}"/>'
             )
@@ -59,7 +58,7 @@ def logo_svg(probabilities: np.ndarray, alt: str) -> str:
 
 @cache
 def _letter(base: str) -> str:
-    """Outline of a letter in a box of 100 by 100, y downwards."""
+    """Return the outline of a letter in a box of 100 by 100, y downwards."""
     font = FontProperties(family="DejaVu Sans Mono", weight="bold")
     outline = TextPath((0, 0), base, size=1, prop=font)
     box = outline.get_extents()

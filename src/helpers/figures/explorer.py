@@ -362,6 +362,7 @@ def live_explorer(explorer: Explorer) -> widgets.VBox:
         feature.options = [
             (" | ".join(_cells(row)), (row["layer"], row["feature"])) for row in rows
         ]
+        feature.index = 0 if rows else None
 
     def draw(_: object = None) -> None:
         if feature.value is not None:
