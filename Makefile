@@ -20,7 +20,7 @@ $(error NAME must consist of letters, digits, _ and -; got "$(value NAME)")
 endif
 endif
 
-NOTEBOOKS := 01_extraction 02_sae 03_cds 04_causal 05_annotation 06_calibration 07_any_transformer scaling results
+NOTEBOOKS := 01_extraction 02_sae 03_cds 04_causal 05_annotation explorer 06_calibration 07_any_transformer scaling results
 
 # One set of folders for each data set: the embedded one, ENCODE's, a folder of tissue
 # files, or one tissue file, which is at the same time the parameters of the notebooks.
@@ -33,7 +33,7 @@ SUFFIX     := -tissue-$(TISSUE)
 OUTPUT     := _build/report-$(TISSUE)
 TOC        := book/report_toc.yml
 PARAMETERS := -f $(TISSUES)
-NOTEBOOKS  := 01_extraction 02_sae 03_cds 04_causal 05_annotation results
+NOTEBOOKS  := 01_extraction 02_sae 03_cds 04_causal 05_annotation explorer results
 ifeq ($(wildcard $(TISSUES)),)
 ifneq ($(filter run check-tissue,$(MAKECMDGOALS)),)
 $(error TISSUE=$(TISSUE): there is no $(TISSUES); `make tissue NAME=$(TISSUE)` begins one)
@@ -174,8 +174,12 @@ $(STAGED)/02_sae.ipynb:        $(STAGED)/01_extraction.ipynb
 $(STAGED)/03_cds.ipynb:        $(STAGED)/01_extraction.ipynb $(STAGED)/02_sae.ipynb
 $(STAGED)/04_causal.ipynb:     $(STAGED)/02_sae.ipynb $(STAGED)/03_cds.ipynb
 $(STAGED)/05_annotation.ipynb: $(STAGED)/02_sae.ipynb $(STAGED)/03_cds.ipynb
+$(STAGED)/explorer.ipynb:      $(STAGED)/03_cds.ipynb $(STAGED)/04_causal.ipynb $(STAGED)/05_annotation.ipynb
 $(STAGED)/06_calibration.ipynb: $(STAGED)/02_sae.ipynb $(STAGED)/03_cds.ipynb
 $(STAGED)/results.ipynb:       $(filter-out %/results.ipynb,$(EXECUTED))
+
+# Pages of features lie beside the pages of the book; Sphinx copies them as they are.
+$(STAGED)/explorer.ipynb: PAGES = -p pages $(BOOK)/extra/features
 
 # A failed notebook stays in $(LOGS) with its traceback; only a finished one is renamed into
 # the book, so that an interrupted run is never taken for a complete one.
@@ -183,7 +187,7 @@ $(EXECUTED): $(STAGED)/%.ipynb: $(STAMPS)/%.sum $(STAMPS)/shared.sum | $(READY)
 	@mkdir -p $(STAGED) $(LOGS)
 	@echo 'notebooks/$*.ipynb: running'
 	@start=$$(date +%s); \
-	if $(PAPERMILL) notebooks/$*.ipynb $(LOGS)/$*.ipynb > $(LOGS)/$*.log 2>&1; then \
+	if $(PAPERMILL) $(PAGES) notebooks/$*.ipynb $(LOGS)/$*.ipynb > $(LOGS)/$*.log 2>&1; then \
 	    mv $(LOGS)/$*.ipynb $@; \
 	    echo "notebooks/$*.ipynb: done in $$(($$(date +%s) - start)) s"; \
 	else \

@@ -28,6 +28,7 @@ PAGES = [
     "03_cds",
     "04_causal",
     "05_annotation",
+    "explorer",
     "06_calibration",
     "07_any_transformer",
     "scaling",
