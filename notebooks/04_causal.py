@@ -479,6 +479,7 @@ pd.DataFrame(rank_tells).T.rename_axis("block").round(2)
 # Which few features would do together?
 # Features of the cell-line input take their tissue activations one after the other; each time the one is taken that closes most of the gap on `tune` chromosomes, together with those taken before.
 # Every feature may be taken, significant or not.
+# A feature can hold much of the gap token by token without any difference of its mean: what the model copies from the track is such a thing, count noise included, and no score of means can see it.
 # The curve is what the same sets close on `test` chromosomes, beside the ranking by CDS and random sets that fire and write like those taken.
 
 # %% tags=["remove-stderr"]

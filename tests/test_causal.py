@@ -20,6 +20,7 @@ from helpers import (
     _dose,
     _factor_features,
     _factor_tokens,
+    _gap_scores,
     _greedy,
     _locus,
     _moves,
@@ -130,8 +131,8 @@ def plant(study, folder, monkeypatch, streams, significant, read=(LEVEL, DRIVER)
     monkeypatch.setattr(_moves, "N_OTHER", 4)
     monkeypatch.setattr(_ablation, "N_RANDOM", FEW)
     monkeypatch.setattr(_sweep, "DOSES", (-1.0, 0.5, 1.0, 2.0))
-    monkeypatch.setattr(_sweep, "N_TUNE", 8)
     monkeypatch.setattr(_seeds, "N_SEEDS", 2)
+    monkeypatch.setattr(_gap_scores, "N_DRAWS", 200)
     monkeypatch.setattr(_greedy, "N_RANDOM", 4)
     monkeypatch.setattr(_greedy, "N_STEPS", 3)
     planted = replace(study, run=run, model=model)
