@@ -51,6 +51,7 @@ from scipy import stats
 
 from helpers import calibration, cds, figures, stages, truth
 from helpers.figures import divergence, tables
+from helpers.figures.explorer import page_addresses
 
 figures.set_style()
 study = stages.open_study(
@@ -297,7 +298,8 @@ columns = ["layer", "feature", final, final.replace("class", "lineages"), "cds"]
 columns += ["cds_held", "d_z_held", "motif_share"]
 columns += ["q_placebo"] if "q_placebo" in left else []
 print(f"{len(left)} features are left; the strongest ten:")
-tables.feature_table(strongest[[*columns, "log2_fold"]].head(10))
+shown = strongest[[*columns, "log2_fold"]].head(10)
+tables.feature_table(shown, pages=page_addresses(shown))
 
 # %% mystnb={"figure": {"caption": "Standardized paired effects of the same features, as measured and with the motif activity held, with 95 % intervals over genomic blocks.", "name": "fig-effects"}, "image": {"alt": "Effects with the motif activity held are of another size than as measured. Dots with horizontal intervals, two per feature."}}
 if len(strongest):
