@@ -55,6 +55,7 @@ from scipy import stats
 
 from helpers import calibration, cds, figures, stages, truth
 from helpers.figures import divergence, tables
+from helpers.figures.explorer import page_addresses
 
 figures.set_style()
 study = stages.open_study(
@@ -312,7 +313,8 @@ columns = ["layer", "feature", final, final.replace("class", "lineages"), "cds"]
 columns += ["cds_held", "d_z_held", "motif_share"]
 columns += ["q_placebo"] if "q_placebo" in left else []
 print(f"{len(left)} features are left; the strongest ten:")
-tables.feature_table(strongest[[*columns, "log2_fold"]].head(10))
+shown = strongest[[*columns, "log2_fold"]].head(10)
+tables.feature_table(shown, pages=page_addresses(shown))
 
 # %% mystnb={"figure": {"caption": "What holding the motif activity does to the ten strongest features: standardized paired effects as measured and with it held, with 95% intervals over genomic blocks. An effect that changes sign was made by the motif activity.", "name": "fig-effects"}, "image": {"alt": "In the simulated default, effects with the motif activity held are of another size, some of another sign, than as measured. Dots with horizontal intervals, two per feature."}}
 if len(strongest):

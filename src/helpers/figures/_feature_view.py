@@ -124,8 +124,8 @@ def _summary(explorer: Explorer, row: dict) -> str:
         sentences.append("No motif, state or process at q &lt; 0.05.")
     else:
         sentences.append(
-            "Not annotated: it is not among the 40 strongest of its class and block, "
-            "or fires on too few test tokens."
+            "Not annotated: only the 40 strongest of each class (E1) and block that "
+            "fire on enough test tokens are."
         )
     if row["planted"]:
         sentences.append(

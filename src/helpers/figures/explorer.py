@@ -125,7 +125,8 @@ def _default(explorer: Explorer) -> tuple[str, str]:
 
 
 def _strictest(row: dict) -> str:
-    return next((x for x in (BIOSAMPLES, HELD) if row.get(x)), "E1 only")
+    short = {BIOSAMPLES: "E3, held", HELD: "E1, held"}
+    return next((text for claim, text in short.items() if row.get(claim)), "E1")
 
 
 def _cells(row: dict) -> list[str]:
@@ -153,7 +154,7 @@ _HEAD = (
     ("effect", "n cx-wide"),
     ("held", "n"),
     ("density", "n cx-wide"),
-    ("strictest claim", "cx-wide"),
+    ("claim", "cx-wide"),
 )
 
 
