@@ -579,7 +579,9 @@ if factors is not None:
     display(table.round(3))
 
 # %% [markdown]
-# Intervals resample genomic blocks, the same for all factors; a factor counts if its features were found at all on `tune`.
+# Intervals resample genomic blocks, the same for all factors.
+# Resampling adds noise to every ratio, so that fewer pass the threshold in a draw than in the data: an interval may lie below its count.
+# A factor counts if its features were found at all on `tune`.
 # Each marker below is a factor in the block chosen on `tune`; above the dotted line the change at its own sites is more than five times that elsewhere.
 
 # %% mystnb={"figure": {"caption": "Change of the prediction at a factor's own sites against matched tokens elsewhere when its features, chosen by output, are zeroed, one marker per factor in its block, test chromosomes. Of those that lower it, the strongest are named, with their block.", "name": "fig-factors"}, "image": {"alt": "Scatter plots on logarithmic axes of the size of change at a planted factor's sites against the size elsewhere, with lines for equal and fivefold change."}}
