@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
+import json
 import os
 import platform
 import re
@@ -410,15 +411,15 @@ class Faults:
     def damage_part(self, name: str) -> str:
         """Damage what a vanished server has sent."""
         place = self._restore("downloads")
-        size = (self.server.folder / name).stat().st_size
-        self.server.start(cut_after={name: size // 2}, unavailable=0, stall_s=60.0)
-        worker = Worker("downloads", place)
-        while not (parts := list(self.run.rglob("*.bam.part"))):
-            time.sleep(0.01)
-        while parts[0].stat().st_size < size // 4:
-            time.sleep(0.01)
-        worker.kill(0.0)
-        parts[0].write_bytes(self.flip(parts[0].read_bytes()))
+        content = (self.server.folder / name).read_bytes()
+        folder = self.run / "data" / "public" / "downloads"
+        folder.mkdir(parents=True)
+        part = folder / f"{Path(name).name}.part"
+        part.write_bytes(self.flip(content[: len(content) // 2]))
+        state = {"url": f"{self.server.url}/{name}", "size": len(content)}
+        part.with_name(f"{part.name}.json").write_text(
+            json.dumps(state | {"validator": ""})
+        )
         self.server.start()
         problem = Worker("downloads", place).finish()
         if name not in problem or not refuses(problem):
@@ -439,7 +440,7 @@ class Faults:
                 "world.json",
             ):
                 kinds.setdefault(
-                    re.sub("^(blood|liver)(_in_[a-z]+)?", "*", path.name), inside
+                    re.sub("^(blood|liver)(_in_[a-z]+)?(_r[0-9]+)?", "*", path.name), inside
                 )
         for kind, inside in kinds.items():
             case = lambda p=inside: self.cut_input(p)  # noqa: E731

@@ -30,6 +30,7 @@ from helpers.stages import Study
 __all__ = ["REGISTRATION", "register", "registered", "registered_windows"]
 
 REGISTRATION = "causal_registration.json"
+_ADVICE = "bring back the file that was written, or remove it to register anew"
 ENDPOINT = {
     "measure": "GC2, model gap, log1p predictions, all tokens",
     "method": "SAE",
@@ -184,12 +185,14 @@ def _read(path: Path) -> dict:
         record = json.loads(path.read_text(encoding="utf-8"))
         plan, digest = record["plan"], record["digest"]
         record["written"], record["superseded"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a registration: {error!r}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a registration: {error!r}; {_ADVICE}"
+        ) from None
     if _digest(plan) != digest:
         raise ValueError(
             f"{path} was altered after it was written: its plan has digest "
-            f"{_digest(plan)}, the file states {digest}"
+            f"{_digest(plan)}, the file states {digest}; {_ADVICE}"
         )
     return record
 
