@@ -155,7 +155,11 @@ def settle(page):
     page.evaluate(
         """async () => {
             await window.MathJax?.startup?.promise;
-            await new Promise(done => setTimeout(done, 50));
+            const pause = ms => new Promise(done => setTimeout(done, ms));
+            await pause(50); // sidebars begin to slide
+            const moves = document.getAnimations().map(move => move.finished);
+            await Promise.race([Promise.allSettled(moves), pause(1000)]);
+            await pause(50);
             await new Promise(requestAnimationFrame);
         }"""
     )

@@ -26,6 +26,11 @@ addEventListener("load", async () => {
     }
   };
 
-  mark();
-  addEventListener("resize", mark);
+  // The column changes with the screen and with the sidebars, which slide.
+  let width = -1;
+  new ResizeObserver(() => {
+    if (article.clientWidth !== width) requestAnimationFrame(mark);
+    width = article.clientWidth;
+  }).observe(article);
+  article.addEventListener("toggle", mark, true); // folded cells
 });
