@@ -12,6 +12,7 @@ time much less.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -39,6 +40,7 @@ PAGES = {  # by rule, in their order
 }
 GOAL = 10.0  # % of the computing, for jobs of a minute or more
 MINUTE = 60.0
+MODULES = ("annotation", "causal", "claims", "dictionaries", "figures")
 
 
 def make_project(folder: Path) -> Path:
@@ -78,12 +80,8 @@ def run_inside(paths: list[str]) -> None:
     """Run scripts in this process and print wall and processor seconds of each."""
     os.environ["MPLBACKEND"] = "Agg"  # there is nobody to show figures to
     start = time.perf_counter(), time.process_time()
-    import helpers.annotation
-    import helpers.causal
-    import helpers.claims
-    import helpers.dictionaries
-    import helpers.figures  # noqa: F401
-
+    for module in MODULES:
+        importlib.import_module(f"helpers.{module}")
     spent = {
         "imports": [time.perf_counter() - start[0], time.process_time() - start[1]]
     }
@@ -124,6 +122,17 @@ def cells_seconds(path: Path) -> float:
     return sum(
         cell.metadata.get("papermill", {}).get("duration") or 0 for cell in cells
     )
+
+
+def print_fixed_costs(scratch: Path) -> None:
+    """Print what a job costs before its first line of work."""
+    imports = "\n".join(f"import helpers.{module}" for module in MODULES)
+    for label, source in (("papermill and kernel", ""), ("and imports", imports)):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        nbformat.write(notebook, scratch / "costs.ipynb")
+        command = ["papermill", "-k", "python3", "--no-progress-bar"]
+        wall, cpu, _ = timed([*command, "costs.ipynb", "done.ipynb"], scratch)
+        print(f"a job, {label:<22}{wall:7.1f} s wall, {cpu:.1f} s cpu", flush=True)
 
 
 def measure(scratch: Path, tissue: str, block: int, until: str) -> None:
@@ -186,6 +195,7 @@ def main() -> None:
         print("orchestration: not measured, the extra 'workflow' is not installed")
         return
     with tempfile.TemporaryDirectory() as scratch:
+        print_fixed_costs(Path(scratch))
         measure(Path(scratch), arguments.tissue, arguments.block, arguments.until)
 
 

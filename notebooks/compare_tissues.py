@@ -138,10 +138,10 @@ plt.show()
 # %% [markdown]
 # ## Motifs
 #
-# Archetypes for which most called features of a group are enriched (q < 0.05); `n_matched` counts the same among features of like firing rate that were not called.
+# Archetypes for which most called features of a group are enriched (q < 0.05), five for each run; `n_matched` is the same count for random regions matched to those of each feature.
 
 # %%
-top = found.motifs.groupby(["run", "group"], sort=False).head(3)
+top = found.motifs.groupby("run", sort=False).head(5)
 columns = ["run", "group", "motifs", "n_features", "n_matched", "n_group"]
 top[columns].style.hide(axis="index")
 
@@ -153,7 +153,7 @@ per_run = {
 everywhere = sorted(set.intersection(*per_run.values()))
 display(
     Markdown(
-        f"{len(everywhere)} archetypes are enriched in more called than matched features in every run here: {', '.join(everywhere) or 'none'}."
+        f"{len(everywhere)} archetypes are enriched in more called features than matched random regions in every run here: {', '.join(everywhere) or 'none'}."
     )
 )
 

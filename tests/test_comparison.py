@@ -109,7 +109,7 @@ def test_steering_is_summed_up_over_trainings(tmp_path):
     assert sae["low"] < 0 < 0.325 < sae["high"]
 
 
-def test_motifs_are_counted_beside_features_that_were_not_called(tmp_path):
+def test_motifs_are_counted_beside_random_regions(tmp_path):
     finish(tmp_path / "a")
     motifs = compare_runs([tmp_path / "a"]).motifs.set_index("item")
     assert dict(motifs["n_features"]) == {"CTCF": 2, "SPI1": 1}

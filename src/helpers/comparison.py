@@ -64,8 +64,8 @@ class Comparison(NamedTuple):
         ``high``, which hold what another training would change.
     motifs : pandas.DataFrame
         From `helpers.findings.top_items`, with ``run`` in front: archetypes by the
-        number of called features enriched for them, and the same of ``matched``
-        features, which were not called: ``n_matched``.
+        number of called features enriched for them, and ``n_matched``, the same count
+        for random regions matched to those of each feature.
     missing : pandas.DataFrame
         One row per ``run`` that is not complete: ``absent`` tables and the ``pages``
         that make them.
@@ -214,7 +214,7 @@ def _motifs(folder: Path) -> pd.DataFrame:
     features = pd.read_parquet(folder / "annotation_features.parquet")
     table = pd.read_parquet(folder / "annotation.parquet")
     called = top_items(Annotation(features, table, {}), "motif")
-    # A matched feature bears the number of the called one it stands for.
+    # Random regions bear the number of the called feature they were matched to.
     matched = table[table["set"] == "matched"].assign(set="called")
     chance = top_items(Annotation(features, matched, {}), "motif")
     chance = chance.rename(columns={"n_features": "n_matched"})
