@@ -14,6 +14,9 @@ endif
 ifneq ($(call marks_in,DATA),)
 $(error DATA must be a folder whose name has none of $(MARKS); got "$(value DATA)")
 endif
+ifneq ($(call marks_in,RUNS),)
+$(error RUNS must be names of folders in _build/runs; got "$(value RUNS)")
+endif
 ifneq ($(filter tissue,$(MAKECMDGOALS)),)
 ifneq ($(call marks_in,NAME),)
 $(error NAME must consist of letters, digits, _ and -; got "$(value NAME)")
@@ -223,7 +226,7 @@ $(STAMPS)/pages.sum: FORCE
 $(HTML): $(EXECUTED) $(STAMPS)/pages.sum | $(READY)
 	@echo 'rendering the book'
 	@mkdir -p $(LOGS)
-	@rm -rf $(BOOK)/book && cp -R _config.yml book $(BOOK) && cp $(TOC) $(BOOK)/_toc.yml
+	@rm -rf $(BOOK)/book && cp -R _config.yml book $(BOOK) && cp $(TOC) $(BOOK)/_toc.yml && mkdir -p $(BOOK)/extra
 	@$(BIN)/jupyter-book build --all -W --keep-going -n $(BOOK) --path-output $(OUTPUT) > $(LOGS)/render.log 2>&1 \
 	    || { grep -E 'WARNING|ERROR' $(LOGS)/render.log >&2; echo 'error: the book has warnings; all output: $(LOGS)/render.log' >&2; exit 1; }
 	@touch $@
