@@ -148,7 +148,9 @@ def ablation_deltas(
     directions = sae.decoder_directions * strength
     for features in sets:
         chosen = _feature_indices(features, directions)
-        delta = by_feature[chosen].T @ directions[chosen]
+        # Faster than brackets, whose cost shows at a late block
+        acts, written = (of.index_select(0, chosen) for of in (by_feature, directions))
+        delta = acts.T @ written
         yield delta.reshape(x.shape).to(x.dtype)
 
 
@@ -334,17 +336,21 @@ def effects(
 
     def run(streams: torch.Tensor) -> torch.Tensor:
         parts = [restart(model, part, layer) for part in streams.split(batch_size)]
-        return torch.cat(parts)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     baseline = outcome(run(x))
     edited, norms = [], []
     deltas = iter(deltas)
-    # As many edits as share one forward pass.
-    while group := list(islice(deltas, max(1, batch_size // len(x)))):
-        stacked = torch.stack([delta.expand_as(x) for delta in group])
-        outputs = run((x + stacked).flatten(0, 1))
-        edited += [outcome(output) for output in outputs.split(len(x))]
+    # As many edits as share one forward pass, in memory that serves all of them.
+    n_together = max(1, batch_size // len(x))
+    space = x.new_empty(n_together, *x.shape)
+    while group := list(islice(deltas, n_together)):
+        stacked = space[: len(group)]
+        for slot, delta in zip(stacked, group, strict=True):
+            slot.copy_(delta)
         norms.append(torch.linalg.vector_norm(stacked, dim=(2, 3), dtype=torch.float32))
+        outputs = run(stacked.add_(x).flatten(0, 1))
+        edited += [outcome(output) for output in outputs.split(len(x))]
     if not edited:
         raise ValueError("deltas must hold at least one edit; got none")
     return Effects(baseline, torch.stack(edited), torch.cat(norms))
