@@ -440,7 +440,8 @@ class Faults:
                 "world.json",
             ):
                 kinds.setdefault(
-                    re.sub("^(blood|liver)(_in_[a-z]+)?(_r[0-9]+)?", "*", path.name), inside
+                    re.sub("^(blood|liver)(_in_[a-z]+)?(_r[0-9]+)?", "*", path.name),
+                    inside,
                 )
         for kind, inside in kinds.items():
             case = lambda p=inside: self.cut_input(p)  # noqa: E731
