@@ -199,8 +199,8 @@ def main() -> None:
         }
         text = f"{name:<9} run {medians['run']:.1f} s, step "
         text += f"{1000 * medians['step']:.1f} ms, CPU {medians['cpu']:.1f} s, FVU "
-        text += f"{medians['fvu']:.4f}, dead {100 * medians['dead']:.1f} %, memory "
-        text += f"{medians['peak']:.0f} MiB (at 10, 25, 50, 75, 100 % of the steps "
+        text += f"{medians['fvu']:.4f}, dead {100 * medians['dead']:.1f}%, memory "
+        text += f"{medians['peak']:.0f} MiB (at 10, 25, 50, 75, 100% of the steps "
         text += ", ".join(f"{value:.0f}" for value in results[-1]["held"]) + ")"
         if name != "matrix" and "matrix" in found:
             for key in ("run", "step", "cpu"):

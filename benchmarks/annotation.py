@@ -6,7 +6,7 @@ makes regions with random sequence, an 18-state segmentation, genes and gene set
 size of human ones, and random features; then it times every step: states, the scan for
 all motifs of JASPAR, the motif test with background matched in GC content and
 accessibility, families, processes over regions and genes, and the same for matched
-random features, whose findings are printed too: a sound test has none in 95 % of such
+random features, whose findings are printed too: a sound test has none in 95% of such
 runs. With `homer2` on PATH one set of targets is given to it as well, and compared.
 Peak memory is that of the process.
 """

@@ -172,7 +172,7 @@ def measure(scratch: Path, tissue: str, block: int, until: str) -> None:
     )
     for name, value, own in zip(("wall", "cpu"), (wall, cpu), compute, strict=True):
         print(
-            f"overhead, {name}: {100 * (value - own) / own:.1f} % (goal {GOAL:.0f} %)"
+            f"overhead, {name}: {100 * (value - own) / own:.1f}% (goal {GOAL:.0f}%)"
         )
     short = [page for page, seconds in jobs.items() if seconds < MINUTE]
     if short:

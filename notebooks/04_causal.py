@@ -6,6 +6,8 @@
 # A feature can differ between a cell line and a tissue without the prediction depending on it: does the model use the features that page 03 called?
 # This page edits them, compares the result with edits that look alike and with methods that know nothing of features, and hands on the tables.
 #
+# Words that are new to you are in the [glossary](../book/glossary.md).
+#
 # **Objectives**
 #
 # - Write down what will be reported before a test chromosome is read.
@@ -32,7 +34,7 @@ if importlib.util.find_spec("helpers") is None:  # a fresh runtime, such as Cola
 # Change these and run all; papermill sets them from outside.
 
 # %% tags=["parameters"]
-run: str = "_build/runs/simulated"  # folder of artefacts
+run: str = "_build/runs/simulated"  # folder of artifacts
 data: str = "simulated"  # or "encode", a tissue file, or a folder of them
 tissues: list = []  # which of them; all if empty
 blocks: list = []  # transformer blocks; all if empty
@@ -184,7 +186,7 @@ of_trainings, ablation_of_trainings = causal.headline_over_seeds(study)
 spread = causal.seed_spread(of_trainings, study.seed)
 spread.set_index("method").round(3)
 
-# %% mystnb={"figure": {"caption": "Share of the gap closed, in vitro to in vivo, on test chromosomes by trainings of the dictionary that differ in their seed. Ticks are trainings, dots their mean, bars 95 % intervals that hold the variation between trainings and between genomic blocks.", "name": "fig-trainings"}, "image": {"alt": "Dot plot with one line per method; ticks for every training and a dot with a wide horizontal interval for their mean."}}
+# %% mystnb={"figure": {"caption": "Share of the gap closed, in vitro to in vivo, on test chromosomes by trainings of the dictionary that differ in their seed. Ticks are trainings, dots their mean, bars 95% intervals that hold the variation between trainings and between genomic blocks.", "name": "fig-trainings"}, "image": {"alt": "Dot plot with one line per method; ticks for every training and a dot with a wide horizontal interval for their mean."}}
 figures_steering.trainings(spread)
 plt.show()
 
@@ -199,8 +201,8 @@ of_training = hits.groupby("training")["hit"].agg(["sum", "size"])
 display(
     Markdown(
         f"Over {mean['n_trainings']:.0f} trainings the SAE direction closes "
-        f"**{mean['estimate']:.1%}** of the gap (95 % {mean['low']:.1%} to "
-        f"{mean['high']:.1%}; trainings: {mean['of_trainings']} %). "
+        f"**{mean['estimate']:.1%}** of the gap (95% {mean['low']:.1%} to "
+        f"{mean['high']:.1%}; trainings: {mean['of_trainings']}%). "
         f"The standard deviation between trainings is {100 * mean['between']:.1f} points, "
         f"the standard error by genomic blocks {100 * mean['within']:.1f}. "
         "The main ablation beats matched random sets in "
@@ -216,7 +218,7 @@ display(
 # *Planted signal* is a linear fit on the simulator's expected signals without count noise: how much of the gap can be known at all.
 # *Reconstruction* is the dictionary's own damage.
 
-# %% mystnb={"figure": {"caption": "Share of the squared gap closed (left) and of the missing correlation gained (right) by every method, in vitro to in vivo, lineages pooled, test chromosomes. Bars are 95 % intervals from genomic blocks that all methods share; green uses features, pink is a baseline, gray a control, black a ceiling or an oracle.", "name": "fig-methods"}, "image": {"alt": "Two dot plots with horizontal intervals, one line per steering method, of GC2 and of the correlation version, from nothing at zero to the full patch at one."}}
+# %% mystnb={"figure": {"caption": "Share of the squared gap closed (left) and of the missing correlation gained (right) by every method, in vitro to in vivo, lineages pooled, test chromosomes. Bars are 95% intervals from genomic blocks that all methods share; green uses features, pink is a baseline, gray a control, black a ceiling or an oracle.", "name": "fig-methods"}, "image": {"alt": "Two dot plots with horizontal intervals, one line per steering method, of GC2 and of the correlation version, from nothing at zero to the full patch at one."}}
 onward = rows_of(pooled, direction="vitro-to-vivo")
 figure, axes = plt.subplots(1, 2, figsize=(10.5, 6.4), sharey=True)
 figures_steering.methods(onward, axes[0])
@@ -254,7 +256,7 @@ ratios[columns].round(3)
 # A direction that knows the context raises the prediction at `vivo-up` tokens and lowers it at `vitro-up` tokens; one that only flattens wins at one class and loses at the other.
 # Lineages are shown apart, with the direction made from the *other* lineages: the only test of a shared axis that three pairs allow.
 
-# %% mystnb={"figure": {"caption": "Progress along the gap by class of token, lineages pooled (left), and share of the gap closed by lineage, with directions made without that lineage as open markers (right). In vitro to in vivo, test chromosomes; bars are 95 % intervals.", "name": "fig-where"}, "image": {"alt": "Left, markers of progress for five methods at all, vivo-up and vitro-up tokens; right, markers of GC2 with intervals for each lineage, including directions from the other lineages."}}
+# %% mystnb={"figure": {"caption": "Progress along the gap by class of token, lineages pooled (left), and share of the gap closed by lineage, with directions made without that lineage as open markers (right). In vitro to in vivo, test chromosomes; bars are 95% intervals.", "name": "fig-where"}, "image": {"alt": "Left, markers of progress for five methods at all, vivo-up and vitro-up tokens; right, markers of GC2 with intervals for each lineage, including directions from the other lineages."}}
 figure, axes = plt.subplots(1, 2, figsize=(11, 3.8))
 of_direction = rows_of(steering, direction="vitro-to-vivo")
 names = ["SAE", "DiffMean", "output rescale", "random features", "clamp, significant"]
@@ -313,7 +315,7 @@ display(HTML(widget))
 #
 # $$x' = x + \sum_{j \in S} (z'_j - z_j)\, w_j$$
 #
-# and nothing else: what the dictionary fails to explain stays in $x$ {cite}`marks2024sparse`.
+# and nothing else: what the dictionary fails to explain stays in $x$ {cite}`marks2024sparse`, as the [methods chapter](../book/methods.md) draws.
 # The selected features of a *tissue* input take the activations they have on the same window of the *cell line*, and the reverse.
 # This `resample` value is one the model could have produced itself; setting features to `zero` is the second look, since the value can change the conclusion {cite}`zhang2024towards`.
 #
@@ -373,7 +375,7 @@ for pool, fits in matched.groupby("control"):
 # Gray are random sets of the *any other* pool, markers the selected features of each lineage, for the tissue input given cell-line activations.
 # A marker inside its gray cloud is an effect that any features of that size have.
 
-# %% mystnb={"figure": {"caption": "Change of the prediction at tokens that are higher in vivo (left) and in vitro (right) when features of the tissue input take their cell-line activations, by block. Markers are the context features of a lineage with a 95 % interval over genomic blocks; gray clouds are matched random sets.", "name": "fig-ablation"}, "image": {"alt": "Two panels with violins of random-set effects in gray and markers with error bars for the selected features, four blocks on the horizontal axis, one marker per lineage."}}
+# %% mystnb={"figure": {"caption": "Change of the prediction at tokens that are higher in vivo (left) and in vitro (right) when features of the tissue input take their cell-line activations, by block. Markers are the context features of a lineage with a 95% interval over genomic blocks; gray clouds are matched random sets.", "name": "fig-ablation"}, "image": {"alt": "Two panels with violins of random-set effects in gray and markers with error bars for the selected features, four blocks on the horizontal axis, one marker per lineage."}}
 shown = {"direction": "vivo-to-vitro", "value": "resample", "control": "any other"}
 figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
 for ax, outcome in zip(axes, ("vivo-up", "vitro-up"), strict=True):
@@ -428,7 +430,7 @@ summary.round(2)
 growth = causal.dose_response(study)
 singles = causal.single_features(study)
 
-# %% mystnb={"figure": {"caption": "Change of the prediction at vivo-up tokens of the tissue input against the number of features that take cell-line activations (left) and against the share of the change that is made (right), by block; means over lineages of estimates and 95 % interval bounds.", "name": "fig-growth"}, "image": {"alt": "Two line plots of the effect against the number of features on a logarithmic axis and against the strength, one line per block."}}
+# %% mystnb={"figure": {"caption": "Change of the prediction at vivo-up tokens of the tissue input against the number of features that take cell-line activations (left) and against the share of the change that is made (right), by block; means over lineages of estimates and 95% interval bounds.", "name": "fig-growth"}, "image": {"alt": "Two line plots of the effect against the number of features on a logarithmic axis and against the strength, one line per block."}}
 figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
 for ax, by in zip(axes, ("n_features", "strength"), strict=True):
     figures_causal.dose_response(growth, by, "vivo-up", ax)
@@ -485,7 +487,7 @@ pd.DataFrame(rank_tells).T.rename_axis("block").round(2)
 # %% tags=["remove-stderr"]
 forward = causal.forward_selection(study)
 
-# %% mystnb={"figure": {"caption": "Share of the gap closed on test chromosomes when ever more features of the in vitro input take their in vivo activations, in the block of the endpoint: the order that closes most on tune chromosomes (numbers name the feature taken), the order by CDS, and random sets like the first. Bands are 95 % intervals from genomic blocks, for random sets 95 % of the sets.", "name": "fig-forward"}, "image": {"alt": "Line plot of GC2 against the number of features for the greedy order, the order by CDS and random sets, with a horizontal line for all significant features."}}
+# %% mystnb={"figure": {"caption": "Share of the gap closed on test chromosomes when ever more features of the in vitro input take their in vivo activations, in the block of the endpoint: the order that closes most on tune chromosomes (numbers name the feature taken), the order by CDS, and random sets like the first. Bands are 95% intervals from genomic blocks, for random sets 95% of the sets.", "name": "fig-forward"}, "image": {"alt": "Line plot of GC2 against the number of features for the greedy order, the order by CDS and random sets, with a horizontal line for all significant features."}}
 figures_causal.forward_selection(forward)
 plt.show()
 
@@ -563,7 +565,7 @@ if factors is not None:
     for _, row in strict.sort_values("n_specific").iterrows():
         lines.append(
             f"- {row['selection']}, track {row['track']}: **{row['n_specific']} of "
-            f"{row['n_factors']}** (95 % {row['low']:.0f} to {row['high']:.0f})"
+            f"{row['n_factors']}** (95% {row['low']:.0f} to {row['high']:.0f})"
         )
     display(Markdown("\n".join(lines)))
     factors["lowers"] = factors["at_sites_high"] < 0
@@ -668,7 +670,7 @@ if factors is not None:
     takeaways += (
         f"- Of {one['n_factors']} planted factors with features of their own, zeroing these "
         f"lowers the prediction at the factor's sites at least five times more than elsewhere "
-        f"for {one['n_specific']} (95 % {one['low']:.0f} to {one['high']:.0f}; features chosen "
+        f"for {one['n_specific']} (95% {one['low']:.0f} to {one['high']:.0f}; features chosen "
         "by output, track visible, [factors](#fig-factors)).\n"
     )
 display(Markdown(takeaways))

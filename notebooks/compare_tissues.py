@@ -74,9 +74,9 @@ for name in names:
     lines.append(
         f"- `{name}` ({found.runs['pairs'][name]}; dictionaries {found.runs['dictionaries'][name]}): "
         f"{counts.iloc[0]:.0f} features by the naive t, {counts.iloc[-1]:.0f} by *{counts.index[-1].lstrip('. ')}*; "
-        f"steering closes {100 * sae['estimate']:.1f} % of the gap ({100 * sae['low']:.1f} to {100 * sae['high']:.1f}{sure}), "
-        f"mean of {sae['n_trainings']} trainings with {sae['of_trainings']} %; "
-        f"the difference of means, which needs no dictionary, {100 * rival['gc2']:.1f} %."
+        f"steering closes {100 * sae['estimate']:.1f}% of the gap ({100 * sae['low']:.1f} to {100 * sae['high']:.1f}{sure}), "
+        f"mean of {sae['n_trainings']} trainings with {sae['of_trainings']}%; "
+        f"the difference of means, which needs no dictionary, {100 * rival['gc2']:.1f}%."
     )
 display(Markdown("\n".join(lines)))
 
@@ -103,8 +103,8 @@ for name in taken:
             times = means["fvu"][name] / means["fvu"][other]
             lines.append(
                 f"On {found.runs['pairs'][name]}, dictionaries {found.runs['dictionaries'][name]} miss {times:.2f} times the variance that new ones miss "
-                f"({100 * means['fvu'][name]:.2f} against {100 * means['fvu'][other]:.2f} %, mean over blocks) "
-                f"and recover {100 * means['recovered_hidden'][name]:.2f} % of the loss on hidden tokens (new ones: {100 * means['recovered_hidden'][other]:.2f} %)."
+                f"({100 * means['fvu'][name]:.2f} against {100 * means['fvu'][other]:.2f}%, mean over blocks) "
+                f"and recover {100 * means['recovered_hidden'][name]:.2f}% of the loss on hidden tokens (new ones: {100 * means['recovered_hidden'][other]:.2f}%)."
             )
 display(
     Markdown(
@@ -131,7 +131,7 @@ found.ladder.round().astype("Int64")
 # The dose and the block of every method were chosen on other windows of the same run, so they may differ between runs.
 # The figure shows the run's own dictionaries, pair by pair; how far another training would have come is in the list at the top of the page, and its interval is the wider one.
 
-# %% mystnb={"figure": {"caption": "Share of the squared distance between the predictions of the pair that steering closes, with 95 % intervals (genomic blocks resampled), beside random features and the difference of means.", "name": "fig-compared-steering"}, "image": {"alt": "Dot plot with intervals: one row per run and pair, three methods each."}}
+# %% mystnb={"figure": {"caption": "Share of the squared distance between the predictions of the pair that steering closes, with 95% intervals (genomic blocks resampled), beside random features and the difference of means.", "name": "fig-compared-steering"}, "image": {"alt": "Dot plot with intervals: one row per run and pair, three methods each."}}
 plots.steering(found.steering)
 plt.show()
 

@@ -32,7 +32,7 @@ if importlib.util.find_spec("helpers") is None:  # a fresh runtime, such as Cola
 # The first three are those of every page and are not used here.
 
 # %% tags=["parameters"]
-run: str = "_build/runs/simulated"  # folder of artefacts
+run: str = "_build/runs/simulated"  # folder of artifacts
 data: str = "simulated"  # or a folder of tissue files
 tissues: list = []  # which of them; all if empty
 blocks: list = []  # transformer blocks; all if empty
@@ -378,7 +378,7 @@ display(
 # `costs.plan` multiplies these counts by operations and bytes.
 # The form below does the same in the page; it works offline and without a kernel.
 #
-# - A device is given by its peak and by the share of it that is sustained. The 312 TFLOP/s are what the maker states of an A100 in bfloat16; the 30 % are an assumption, so measure yours.
+# - A device is given by its peak and by the share of it that is sustained. The 312 TFLOP/s are what the maker states of an A100 in bfloat16; the 30% are an assumption, so measure yours.
 # - Each width and each seed is a run of its own; runs share the streams.
 # - The workflow makes *a run for each block*. That gives more jobs, but passes that start from the inputs are made for every block.
 # - *Shards* cut the windows into jobs of their own. The workflow makes one.

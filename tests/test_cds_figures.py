@@ -127,3 +127,8 @@ def test_feature_table_anchors_rows_and_links_pages_that_exist(scored):
     assert tables.feature_anchor(0, 0) == "block0-0"
     assert '<span id="block0-0">block 0, feature 0</span>' in html
     assert '<span id="block0-1"><a href="features/block0-1.html">' in html
+
+
+def test_feature_table_escapes_names_that_come_from_files():
+    table = pd.DataFrame({"layer": [0], "feature": [1], "motif": ["<script>x</script>"]})
+    assert "<script>" not in tables.feature_table(table).to_html()

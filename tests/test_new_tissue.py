@@ -135,3 +135,12 @@ def test_the_command_writes_and_checks(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         new_tissue.main()
     assert "did you mean 'assembly'" in capsys.readouterr().err
+
+
+def test_a_file_of_parameters_alone_is_checked_as_such(tmp_path):
+    path = tmp_path / "kidney.yml"
+    path.write_text("run: _build/runs/kidney\ndata: simulated\ntissues: [kidney]\n")
+    new_tissue.check(path)
+    path.write_text("run: _build/runs/kidney\ndata: simulated\ntisues: [kidney]\n")
+    with pytest.raises(ValueError, match="line 3: unknown key 'tisues'"):
+        new_tissue.check(path)

@@ -50,7 +50,7 @@ class Evidence(NamedTuple):
         with the motif activity held fixed (``E1, held``), and at equal signal of the
         window besides (``partial, held``; shared effect, Bonferroni). With replicates,
         also those called on average by the rule of E1 between replicates
-        (``placebo, held``), those of a placebo rate of at most 5 % (``q_placebo``),
+        (``placebo, held``), those of a placebo rate of at most 5% (``q_placebo``),
         and those called against the variation between biosamples, as they are and
         with the motif activity held (``E3``, ``E3, held``).
     features : pandas.DataFrame
@@ -284,7 +284,7 @@ def claim_ladder(scores: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
                 "genomic blocks",
                 counts["placebo, held"],
             ),
-            "E1 held, placebo rate at most 5 %": ("placebo", counts["q_placebo"]),
+            "E1 held, placebo rate at most 5%": ("placebo", counts["q_placebo"]),
             "E3, motif activity held": ("biosamples", counts["E3, held"]),
         }
     table = pd.DataFrame({name: count for name, (_, count) in rows.items()}).T

@@ -43,7 +43,7 @@ def claim_ledger(study: Study) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        Text columns ``claim``, ``published``, ``here``, ``interval`` (95 %, genomic
+        Text columns ``claim``, ``published``, ``here``, ``interval`` (95%, genomic
         blocks resampled), ``same quantity?`` and ``verdict``.
     """
     register(study)  # what is there already stays
@@ -75,7 +75,7 @@ def _evidence_row(study: Study) -> tuple:
         f"{naive:.0f}; {strictest:.0f} by the rule '{ladder.index[-1].lstrip('. ')}'",
         "",
         "alike for the first number",
-        f"{100 * strictest / naive:.0f} % hold" if strictest else "not one holds",
+        f"{100 * strictest / naive:.0f}% hold" if strictest else "not one holds",
     )
 
 
@@ -125,10 +125,10 @@ def _steering_rows(study: Study) -> list[tuple]:
     rows = [
         (
             "steering in vitro to in vivo, share of the gap closed",
-            "11.2 %",
-            f"{100 * trainings['estimate']:.1f} %, mean of trainings with "
-            f"{trainings['of_trainings']} % (the first as a length "
-            f"{100 * sae['gc_norm']:.1f} %)",
+            "11.2%",
+            f"{100 * trainings['estimate']:.1f}%, mean of trainings with "
+            f"{trainings['of_trainings']}% (the first as a length "
+            f"{100 * sae['gc_norm']:.1f}%)",
             _interval(100 * trainings["low"], 100 * trainings["high"], ".1f"),
             "unknown: squared or length, held out or not",
             "closes part of the gap" if trainings["low"] > 0 else "closes nothing sure",
@@ -136,7 +136,7 @@ def _steering_rows(study: Study) -> list[tuple]:
     ]
     for method in ("random features, tuned", "random features"):
         row = pooled.loc[method]
-        ratio = f"no ratio, since random closes {100 * row['gc2']:.1f} %"
+        ratio = f"no ratio, since random closes {100 * row['gc2']:.1f}%"
         if pd.notna(row["ratio"]):
             spread = _interval(row["ratio_low"], row["ratio_high"], ".1f")
             ratio = f"{row['ratio']:.1f}-fold ({spread})"
@@ -159,7 +159,7 @@ def _steering_rows(study: Study) -> list[tuple]:
             (
                 f"steering against {method}",
                 "not reported",
-                f"{100 * row['gc2']:.1f} % closed by {method}",
+                f"{100 * row['gc2']:.1f}% closed by {method}",
                 _interval(100 * row["low"], 100 * row["high"], ".1f"),
                 "no published counterpart",
                 "the SAE is better"
@@ -184,7 +184,7 @@ def _motif_rows(study: Study) -> list[tuple]:
         planted = vivo["planted"] or "not planted"
         share = (
             f"{vivo['n_enriched']} of {vivo['n_features']} features higher in vivo; in "
-            f"other lineages {100 * vivo['elsewhere']:.0f} %"
+            f"other lineages {100 * vivo['elsewhere']:.0f}%"
         )
         rows.append(
             (

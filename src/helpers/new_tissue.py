@@ -9,7 +9,8 @@ from importlib import resources
 from pathlib import Path
 
 from helpers.public_data import is_public, read_public
-from helpers.tissues import read_tissue
+from helpers._yaml_file import YamlFile
+from helpers.tissues import NOTEBOOK_PARAMETERS, read_tissue
 
 __all__ = ["check", "write_template"]
 
@@ -62,12 +63,25 @@ def write_template(name: str, folder: str | Path = FOLDER) -> Path:
 def check(path: str | Path) -> None:
     """Check a tissue file and that the files it names exist.
 
+    A file without a tissue, which takes those of its ``data``, is checked for what it
+    then is: parameters of the notebooks.
+
     Raises
     ------
     FileNotFoundError, ValueError
         Listing every problem with its line.
     """
-    if is_public(path):
+    file = YamlFile(Path(path), NOTEBOOK_PARAMETERS)
+    if "data" in file.content and "tissue" not in file.content:
+        file.check_keys(
+            file.content,
+            (),
+            known=NOTEBOOK_PARAMETERS,
+            required=("run", "data"),
+            text=("run", "data", "streams", "saes", "device", "model", "precision"),
+        )
+        file.raise_if_wrong()
+    elif is_public(path):
         read_public(Path(path))
     else:
         read_tissue(path)

@@ -151,7 +151,7 @@ def _facts(row: dict) -> str:
         "mean activation in vitro": number(row["mean_in_vitro"]),
         "mean activation in vivo": number(row["mean_in_vivo"]),
         "log2 fold, in vivo over in vitro": number(row["log2_fold"]),
-        "tokens on which it fires": f"{100 * row['density']:.2g} %",
+        "tokens on which it fires": f"{100 * row['density']:.2g}%",
         "what changes": row["readout"] or "–",
         "share through motif activity": number(row["motif_share"], 2),
     }
@@ -279,7 +279,7 @@ def _differences(explorer: Explorer, row: dict) -> str:
     )
     by_lineage = _figure(
         _intervals(rows, ends),
-        "Mean activation per token, in vivo minus in vitro, with 95 % intervals over "
+        "Mean activation per token, in vivo minus in vitro, with 95% intervals over "
         "genomic blocks.",
         key,
     )
@@ -301,7 +301,7 @@ def _differences(explorer: Explorer, row: dict) -> str:
     ends = _range(x for mark in marks.values() for x in mark[:3])
     return by_lineage + _figure(
         _intervals(rows, ends),
-        "Standardized difference over all lineages, with 95 % intervals: what is left "
+        "Standardized difference over all lineages, with 95% intervals: what is left "
         "when both contexts see the same motif activity.",
     )
 
@@ -498,6 +498,6 @@ def _ablation(explorer: Explorer, row: dict) -> str:
     return _figure(
         _intervals(rows, ends),
         "Change of the mean log1p prediction over such tokens when the in vivo input "
-        "gets the in vitro activations of this feature alone; 95 % intervals over "
+        "gets the in vitro activations of this feature alone; 95% intervals over "
         "genomic blocks of test chromosomes.",
     )

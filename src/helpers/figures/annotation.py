@@ -173,7 +173,7 @@ def null_shares(shares: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_yticks(range(len(levels)), levels)
     ax.set_ylim(len(levels) - 0.5, -0.5)
     ax.set_xlim(-0.02, 1.02)
-    ax.set_xlabel("share of features with any q < 0.05 (95 % interval)")
+    ax.set_xlabel("share of features with any q < 0.05 (95% interval)")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 

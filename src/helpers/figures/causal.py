@@ -68,7 +68,7 @@ def ablation_effects(
     ax.set_xticks(range(len(layers)), layers)
     ax.set_xlabel("block")
     ax.set_ylabel("change of mean log1p prediction")
-    ax.legend(title="context features, 95 % CI", fontsize=8, title_fontsize=8)
+    ax.legend(title="context features, 95% CI", fontsize=8, title_fontsize=8)
     return ax
 
 

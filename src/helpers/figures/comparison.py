@@ -76,6 +76,6 @@ def steering(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.axvline(0, color="0.8", lw=1, zorder=0)
     ax.set_yticks(range(len(places)), places["run"] + ", " + places["lineage"])
     ax.set_ylim(len(places) - 0.5, -0.5)
-    ax.set_xlabel("gap closed, in vitro to in vivo (% of squared distance; 95 % CI)")
+    ax.set_xlabel("gap closed, in vitro to in vivo (% of squared distance; 95% CI)")
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return ax

@@ -213,7 +213,7 @@ def layer_curves(
         yerr=np.maximum(error, 0),
         fmt="o-",
         color=COLORS["sae"],
-        label="shared CDS (95 %)",
+        label="shared CDS (95%)",
     )
     axes[0].plot(
         held.index, held, "s--", color=COLORS["control"], label="E1, motifs held"
@@ -308,7 +308,7 @@ def effects(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     keys = zip(table["layer"], table["feature"], strict=True)
     ax.set_yticks(y, [f"block {layer}, {feature}" for layer, feature in keys])
     ax.set_ylim(len(table) - 0.5, -0.5)
-    ax.set_xlabel("paired effect $d_z$ over genomic blocks (95 % interval)")
+    ax.set_xlabel("paired effect $d_z$ over genomic blocks (95% interval)")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 

@@ -140,7 +140,7 @@ def _cells(row: dict) -> list[str]:
         number(row["cds"]),
         number(row["d_z"]),
         number(row["d_z_held"]),
-        f"{100 * row['density']:.2g} %",
+        f"{100 * row['density']:.2g}%",
         _strictest(row),
     ]
 

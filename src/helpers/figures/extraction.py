@@ -53,7 +53,7 @@ def masked_scores(table: pd.DataFrame, tokens: str, ax: Axes | None = None) -> A
         )
     ax.set_yticks(range(len(methods)), methods)
     ax.set_ylim(len(methods) - 0.5, -0.5)
-    ax.set_xlabel("Pearson r of log1p signal (95 % interval)")
+    ax.set_xlabel("Pearson r of log1p signal (95% interval)")
     ax.set_title(f"{tokens} hidden tokens, n = {shown['n'].sum():,}")
     handles = [
         ax.scatter([], [], marker=PAIR_MARKERS[i % len(PAIR_MARKERS)], c="0.4", label=x)

@@ -44,4 +44,7 @@ def feature_table(
     keys = table[["layer", "feature"]].itertuples(index=False)
     shown = table.drop(columns=["layer", "feature"])
     shown.insert(0, "feature", [name(*key) for key in keys])
-    return shown.style.hide(axis="index").format(precision=2)
+    styled = shown.style.hide(axis="index").format(precision=2)
+    # Names of motifs and processes come from files of other people.
+    texts = [x for x in shown.select_dtypes(exclude="number") if x != "feature"]
+    return styled.format(escape="html", subset=texts) if texts else styled
