@@ -171,9 +171,7 @@ def measure(scratch: Path, tissue: str, block: int, until: str) -> None:
         f"{imports[0]:.1f} s a page; figures; opening the run again)"
     )
     for name, value, own in zip(("wall", "cpu"), (wall, cpu), compute, strict=True):
-        print(
-            f"overhead, {name}: {100 * (value - own) / own:.1f}% (goal {GOAL:.0f}%)"
-        )
+        print(f"overhead, {name}: {100 * (value - own) / own:.1f}% (goal {GOAL:.0f}%)")
     short = [page for page, seconds in jobs.items() if seconds < MINUTE]
     if short:
         print(f"jobs shorter than a minute, for which there is no goal: {short}")

@@ -25,8 +25,8 @@ import numpy as np
 import pandas as pd
 import pysam
 
-from helpers._cut_sources import Tally, open_source
 from helpers.cut_sites import write_cut_sites
+from helpers.cut_sites._sources import Tally, open_source
 from helpers.motifs import (
     jaspar_vertebrates,
     peak_motif_activity,

@@ -86,8 +86,8 @@ class Helpers:
     """The trainer of this package."""
 
     def __init__(self, shape: Shape, learning_rate: float, precision: str) -> None:
-        from helpers._sae_step import Trainer
         from helpers.sae import SAEConfig
+        from helpers.sae._step import Trainer
 
         self.trainer = Trainer(
             shape.d_in,

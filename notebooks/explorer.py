@@ -22,6 +22,8 @@ import sys
 
 if importlib.util.find_spec("helpers") is None:  # a fresh runtime, such as Colab
     source = "git+https://github.com/OWNER/chromatin-context@main"
+    if "/OWNER/" in source:
+        raise ValueError("no address yet: write the project's GitHub owner for OWNER")
     subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", source])
     importlib.invalidate_caches()
 

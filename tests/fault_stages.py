@@ -15,9 +15,6 @@ from typing import NamedTuple
 import torch
 
 from helpers import (
-    _ablation,
-    _sweep,
-    _transfer,
     annotation,
     calibration,
     causal,
@@ -27,6 +24,8 @@ from helpers import (
     simulate,
     stages,
 )
+from helpers.causal import _ablation, _sweep
+from helpers.downloads import _transfer
 from helpers.epibert import EpiBERTConfig
 from helpers.pretrain import PretrainConfig
 from helpers.runs import Run

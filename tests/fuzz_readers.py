@@ -19,19 +19,15 @@ import pysam
 import torch
 import yaml
 
-from helpers import _transfer, runs
-from helpers._genome import Genome
-from helpers._motif_activity import read_sea
-from helpers._motif_files import read_motifs
-from helpers._sae_checkpoint import read_checkpoint, write_checkpoint
-from helpers._tracks import Track
-from helpers._window_files import read_bed, read_windows
+from helpers import runs
 from helpers.activations import ActivationStore
 from helpers.checkpoints import read_tf_checkpoint
 from helpers.cut_sites import genome_sizes, write_cut_sites
-from helpers.downloads import fetch, zenodo_files
+from helpers.downloads import _transfer, fetch, zenodo_files
 from helpers.encode import Portal, resolve
 from helpers.epibert import EpiBERT, EpiBERTConfig
+from helpers.motifs._activity import read_sea
+from helpers.motifs._files import read_motifs
 from helpers.ontology import read_genes, read_gmt
 from helpers.public_data import read_public
 from helpers.runs import Run
@@ -41,8 +37,12 @@ from helpers.sae import (
     import_dictionary_learning,
     import_saelens,
 )
+from helpers.sae._checkpoint import read_checkpoint, write_checkpoint
 from helpers.states import read_segmentation
 from helpers.tissues import Biosample, read_tissue
+from helpers.windows._files import read_bed, read_windows
+from helpers.windows._genome import Genome
+from helpers.windows._tracks import Track
 from test_cut_sites import molecules, pair, shifted, write_bam, write_fragments
 
 __all__ = ["READERS", "Reader", "text_file"]
@@ -188,7 +188,7 @@ def read_forged_model(folder: Path) -> None:
 
 def read_forged_checkpoint(folder: Path) -> None:
     """Read as if every checksum were right."""
-    crc = "helpers._tf_checkpoint._masked_crc32c"
+    crc = "helpers.checkpoints._tensorflow._masked_crc32c"
     with mock.patch(crc, return_value=mock.ANY):
         read_tf_checkpoint(folder / "ckpt-1")
 

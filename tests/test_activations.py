@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import _store_files, _window_summary
 from helpers.activations import ActivationStore, summarize
+from helpers.activations import _files as _store_files
+from helpers.activations import _summary as _window_summary
 from helpers.sae import BatchTopKSAE
 
 BIOSAMPLES = ["HepG2", "liver", "K562"]

@@ -14,14 +14,15 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import _read_ahead, _store_files
-from helpers._token_draw import draw_tokens
 from helpers.activations import (
     ActivationStore,
     StoredRows,
     TokenClass,
+    _read_ahead,
     peak_classes,
 )
+from helpers.activations import _files as _store_files
+from helpers.activations._token_draw import draw_tokens
 from helpers.sae import BatchTopKSAE, RowSource, SAEConfig, train, train_many
 from sae_rows import planted_rows
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import _store_files
 from helpers.activations import ActivationStore, StoredRows, summarize
+from helpers.activations import _files as _store_files
 from helpers.sae import BatchTopKSAE
 from local_server import LocalServer
 

@@ -8,16 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import (
-    _feature_regions,
-    annotation,
-    findings,
-    motifs,
-    simulate,
-    truth,
-)
-from helpers._annotation_levels import COLUMNS, go_level, motif_families, state_level
+from helpers import annotation, findings, motifs, simulate, truth
 from helpers.activations import WindowSummary
+from helpers.annotation import _regions as _feature_regions
+from helpers.annotation._levels import COLUMNS, go_level, motif_families, state_level
 from helpers.figures import annotation as drawn
 from helpers.runs import Run
 from helpers.stages import Study

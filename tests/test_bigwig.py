@@ -6,7 +6,7 @@ import numpy as np
 import pybigtools
 import pytest
 
-from helpers._bigwig import named_errors, open_bigwig
+from helpers.windows._bigwig import named_errors, open_bigwig
 
 LENGTHS = {"chr1": 10_000, "chr10": 5_000}
 

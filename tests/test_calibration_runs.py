@@ -169,7 +169,7 @@ def test_claim_ladder_counts_every_claim_per_layer(study):
     track = ~own["class"].isin(["none", "untested"]) & (own["driver"] == "track")
     assert ladder.loc["E1, not driven by the motif activity", "all"] == track.sum()
     held = evidence.features["q_placebo"] <= 0.05
-    assert ladder.loc["E1 held, placebo rate at most 5 %", "all"] == held.sum()
+    assert ladder.loc["E1 held, placebo rate at most 5%", "all"] == held.sum()
     p = evidence.features["p_partial_held"]
     n_tested = p.notna().groupby(evidence.features["layer"]).transform("sum")
     assert ladder.loc["... at equal signal too", "all"] == (p * n_tested <= 0.05).sum()
@@ -184,7 +184,7 @@ def test_gather_evidence_is_kept_and_knows_its_recipe(study, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("scored again")
 
-    monkeypatch.setattr("helpers._evidence.input_swap", refuse)
+    monkeypatch.setattr("helpers.calibration._evidence.input_swap", refuse)
     again = calibration.gather_evidence(study, n_contrasts=3)
     pd.testing.assert_frame_equal(again.features, first.features)
     with pytest.raises(AssertionError, match="scored again"):

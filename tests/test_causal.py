@@ -15,7 +15,9 @@ import torch
 from scipy import stats
 from torch import nn
 
-from helpers import (
+from helpers import causal, stages
+from helpers.activations import WindowSummary
+from helpers.causal import (
     _ablation,
     _dose,
     _factor_features,
@@ -30,11 +32,8 @@ from helpers import (
     _specificity,
     _steering,
     _sweep,
-    causal,
-    stages,
 )
-from helpers._side_by_side import side_by_side
-from helpers.activations import WindowSummary
+from helpers.causal._side_by_side import side_by_side
 from helpers.runs import Run
 from helpers.sae import SAEConfig
 from helpers.tissues import read_tissues

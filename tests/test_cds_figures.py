@@ -130,5 +130,7 @@ def test_feature_table_anchors_rows_and_links_pages_that_exist(scored):
 
 
 def test_feature_table_escapes_names_that_come_from_files():
-    table = pd.DataFrame({"layer": [0], "feature": [1], "motif": ["<script>x</script>"]})
+    table = pd.DataFrame(
+        {"layer": [0], "feature": [1], "motif": ["<script>x</script>"]}
+    )
     assert "<script>" not in tables.feature_table(table).to_html()

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from helpers._tf_checkpoint import _fields, list_tensors
 from helpers.checkpoints import (
     authors_layout,
     infer_config,
     load_state,
     read_tf_checkpoint,
 )
+from helpers.checkpoints._tensorflow import _fields, list_tensors
 from helpers.epibert import EpiBERT, EpiBERTConfig
 
 DATA = Path(__file__).parent / "data"

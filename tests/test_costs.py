@@ -14,17 +14,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import (
-    _cost_terms,
-    _dose,
-    calibration,
-    causal,
-    costs,
-    dictionaries,
-    fidelity,
-    masked,
-    stages,
-)
+from helpers import calibration, causal, costs, dictionaries, fidelity, masked, stages
+from helpers.causal import _dose
+from helpers.costs import _terms as _cost_terms
 from helpers.costs import count_passes, forward_flop, plan
 from helpers.epibert import EpiBERT, EpiBERTConfig
 from helpers.figures import scaling

@@ -11,8 +11,14 @@ import pysam
 import pytest
 import yaml
 
-from helpers import _cut_sources, _hts_index, cut_sites
-from helpers.cut_sites import LeftOutFragmentsWarning, genome_sizes, write_cut_sites
+from helpers import cut_sites
+from helpers.cut_sites import (
+    LeftOutFragmentsWarning,
+    _hts_index,
+    genome_sizes,
+    write_cut_sites,
+)
+from helpers.cut_sites import _sources as _cut_sources
 from helpers.windows import WindowDataset
 
 SIZES = {"chr1": 6000, "chr2": 5000, "chr3": 900, "chrM": 700, "chrUn_KI270302v1": 800}

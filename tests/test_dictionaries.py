@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import _dictionary_front as fronts
-from helpers import _dictionary_training as training
 from helpers import dictionaries, stages
+from helpers.dictionaries import _front as fronts
+from helpers.dictionaries import _training as training
 from helpers.runs import Run
 from helpers.sae import SAEConfig, planted_world, train
 

@@ -19,8 +19,9 @@ import pysam
 import pytest
 import requests
 
-from helpers import _transfer, downloads
+from helpers import downloads
 from helpers.downloads import (
+    _transfer,
     fetch,
     fetch_genome,
     fetch_json,

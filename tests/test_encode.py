@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 import helpers
-from helpers import _transfer
-from helpers._fetched import split_checksum
+from helpers.downloads import _transfer
+from helpers.downloads._fetched import split_checksum
 from helpers.encode import Portal, provenance, resolve
 from local_server import LocalServer
 

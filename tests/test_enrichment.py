@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import special, stats
 
-from helpers._enrichment import (
+from helpers.enrichment import (
     EmptyFeatureWarning,
     benjamini_hochberg,
     binomial_log_tail,

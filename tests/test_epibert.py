@@ -9,8 +9,6 @@ import torch
 from torch import nn
 
 from helpers import epibert
-from helpers._convolution import SoftmaxPool, max_pool
-from helpers._performer import PerformerAttention, _philox, _rotary_frequency
 from helpers.epibert import (
     _PIECE_BP,
     TOKEN_BP,
@@ -19,6 +17,8 @@ from helpers.epibert import (
     projection_matrix,
     rotary_table,
 )
+from helpers.epibert._convolution import SoftmaxPool, max_pool
+from helpers.epibert._performer import PerformerAttention, _philox, _rotary_frequency
 
 DATA = Path(__file__).parent / "data"
 TINY = DATA / "epibert_tiny"

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 import faults as suite
-from helpers import _transfer, runs
+from helpers import runs
+from helpers.downloads import _transfer
 
 STAGES = ("downloads", "pre-training", "residual streams")
 

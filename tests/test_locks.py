@@ -8,8 +8,7 @@ import textwrap
 
 import pytest
 
-from helpers import _locks
-from helpers.runs import Run
+from helpers.runs import Run, _locks
 
 PARAMETERS = {"data": "simulated", "seed": 0}
 

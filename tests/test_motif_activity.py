@@ -13,15 +13,16 @@ import pysam
 import pytest
 from scipy import stats
 
-from helpers import _peak_motifs, motifs
-from helpers._sea_rule import (
+from helpers import motifs
+from helpers.motifs import Motif
+from helpers.motifs import _peaks as _peak_motifs
+from helpers.motifs._sea import (
     best_scores,
     choose_thresholds,
     markov_background,
     sea_hits,
     split_sets,
 )
-from helpers.motifs import Motif
 from helpers.windows import Genome, WindowDataset
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -253,7 +254,7 @@ def test_markov_background_counts_both_strands():
 
 
 def test_best_scores_equal_the_definition(monkeypatch):
-    monkeypatch.setattr("helpers._sea_rule._ROWS", 4)
+    monkeypatch.setattr("helpers.motifs._sea._ROWS", 4)
     codes = random_codes(9, 30, seed=1)
     codes[np.random.default_rng(2).random(codes.shape) < 0.05] = 4
     codes[3] = 4
@@ -333,7 +334,7 @@ def test_sea_hits_scan_the_middle_of_longer_background(random_sets, monkeypatch)
         seen.append(codes)
         return np.ones((len(codes), len(scanned)))
 
-    monkeypatch.setattr("helpers._sea_rule.best_scores", spy)
+    monkeypatch.setattr("helpers.motifs._sea.best_scores", spy)
     sea_hits(peaks, longer, [random_motif(6, 0)])
     np.testing.assert_array_equal(seen[0], peaks)
     np.testing.assert_array_equal(seen[1], background)

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from helpers import motifs
-from helpers._enrichment import EmptyFeatureWarning
+from helpers.enrichment import EmptyFeatureWarning
 from helpers.motifs import Motif
 
 COMPLEMENT = str.maketrans("ACGT", "TGCA")

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from helpers import ontology
-from helpers._enrichment import EmptyFeatureWarning
+from helpers.enrichment import EmptyFeatureWarning
 
 SIZES = {"chr1": 3_000_000, "chr2": 500_000}
 

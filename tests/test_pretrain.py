@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from helpers import pretrain as pretrain_module
-from helpers._batches import draw_batch, hide
 from helpers.epibert import EpiBERT, EpiBERTConfig
 from helpers.pretrain import (
     PretrainConfig,
@@ -18,6 +17,7 @@ from helpers.pretrain import (
     predict_masked,
     pretrain,
 )
+from helpers.pretrain._batches import draw_batch, hide
 from helpers.windows import WindowDataset, soft_clip, token_targets
 
 N_TOKENS, N_MOTIFS, CROP = 32, 5, 2

@@ -341,7 +341,7 @@ def test_code_digest_covers_private_modules_behind_a_public_one(package):
 
 def test_code_digest_reads_the_installed_modules():
     assert code_digest("windows") != code_digest("tissues")
-    assert code_digest("motifs") == code_digest("motifs", "_motif_scan")
+    assert code_digest("motifs") == code_digest("motifs", "motifs._scan")
     with pytest.raises(ValueError, match=r"no module helpers\.window"):
         code_digest("window")
 

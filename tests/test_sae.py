@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import _sae_card, _sae_threshold
 from helpers.sae import BatchTopKSAE, calibrate_threshold, evaluate, train
+from helpers.sae import _card as _sae_card
+from helpers.sae import _threshold as _sae_threshold
 from sae_rows import planted_rows, small_config
 
 

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers import _sae_checkpoint
 from helpers.sae import BatchTopKSAE, MatrixRows, train, train_many
+from helpers.sae import _checkpoint as _sae_checkpoint
 from sae_rows import planted_rows, small_config
 
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from helpers._sae_products import Prefixes
-from helpers._sae_selection import batch_top_k, sort_by_feature
-from helpers._sae_step import Trainer
 from helpers.sae import SAEConfig
+from helpers.sae._products import Prefixes
+from helpers.sae._selection import batch_top_k, sort_by_feature
+from helpers.sae._step import Trainer
 from sae_rows import planted_rows, small_config
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def test_batch_top_k_is_exact_whatever_the_guess(cut_share, dtype):
 def test_batch_top_k_scans_block_by_block(monkeypatch):
     pre = torch.randn(300, 40, generator=torch.Generator().manual_seed(1))
     whole = batch_top_k(pre, 5)
-    monkeypatch.setattr("helpers._sae_selection._SCAN_ENTRIES", 77)
+    monkeypatch.setattr("helpers.sae._selection._SCAN_ENTRIES", 77)
     assert torch.equal(batch_top_k(pre, 5).flat, whole.flat)
 
 
@@ -172,7 +172,7 @@ def test_bfloat16_step_follows_float32(matryoshka):
 
 
 def test_low_precision_that_disagrees_is_given_up(monkeypatch):
-    monkeypatch.setattr("helpers._sae_step._LOSS_TOLERANCE", 1e-9)
+    monkeypatch.setattr("helpers.sae._step._LOSS_TOLERANCE", 1e-9)
     config = small_config(precision="bfloat16")
     trainer = Trainer(32, config, n_steps=9, dead_after_rows=9, device=CPU)
     with pytest.warns(UserWarning, match="training in float32"):

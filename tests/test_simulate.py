@@ -13,16 +13,12 @@ import pysam
 import pytest
 import yaml
 
-from helpers import (
-    _simulated_biology,
-    _simulated_genome,
-    _simulated_tracks,
-    motifs,
-    simulate,
-    states,
-)
-from helpers._simulated_biology import activity
+from helpers import motifs, simulate, states
 from helpers.simulate import World
+from helpers.simulate import _biology as _simulated_biology
+from helpers.simulate import _genome as _simulated_genome
+from helpers.simulate import _tracks as _simulated_tracks
+from helpers.simulate._biology import activity
 
 TINY = World(
     n_chromosomes=20, windows_per_chromosome=4, window_bp=4096, n_replicates=0, seed=3

@@ -25,5 +25,5 @@ def test_load_small_model_refuses_another_recipe(monkeypatch):
 
 def test_recipe_changes_with_the_simulator(monkeypatch):
     before = small_model._recipe_hash()
-    monkeypatch.setattr("helpers._simulated_tracks.AMPLITUDE", 41.0)
+    monkeypatch.setattr("helpers.simulate._tracks.AMPLITUDE", 41.0)
     assert small_model._recipe_hash() != before

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from helpers import states
-from helpers._enrichment import EmptyFeatureWarning
+from helpers.enrichment import EmptyFeatureWarning
 
 SEGMENTS = pd.DataFrame(
     [

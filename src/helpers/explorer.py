@@ -18,9 +18,9 @@ import pandas as pd
 from scipy import stats
 
 from helpers import causal, findings, motifs, truth
-from helpers._evidence import Evidence, gather_evidence
-from helpers._feature_regions import inner_tokens
 from helpers.annotation import Annotation, annotate
+from helpers.annotation._regions import inner_tokens
+from helpers.calibration._evidence import Evidence, gather_evidence
 from helpers.runs import code_digest
 from helpers.stages import Study, feature_acts, read_cards, score_context
 from helpers.tissues import CONTEXTS
@@ -51,7 +51,7 @@ _N_MOTIFS = 3
 # the first objection to the last.
 FIRST, TRACK = "E1: in any class", "E1, not driven by the motif activity"
 HELD = "E1, motif activity held"
-PLACEBO, BIOSAMPLES = "E1 held, placebo rate at most 5 %", "E3, motif activity held"
+PLACEBO, BIOSAMPLES = "E1 held, placebo rate at most 5%", "E3, motif activity held"
 CLAIMS = (FIRST, TRACK, HELD, PLACEBO, BIOSAMPLES)
 
 

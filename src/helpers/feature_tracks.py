@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pybigtools
 
-from helpers._enrichment import check_regions
 from helpers.annotation import universe
+from helpers.enrichment import check_regions
 from helpers.runs import code_digest
 from helpers.stages import Study, feature_acts
 from helpers.tissues import CONTEXTS

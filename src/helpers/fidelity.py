@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers._batches import draw_mask, hide
+from helpers.pretrain._batches import draw_mask, hide
 from helpers.probe import restart
 from helpers.runs import code_digest
 from helpers.stages import Study, train_saes

@@ -11,9 +11,6 @@ import pandas as pd
 from scipy import stats
 
 from helpers import motifs, truth
-from helpers._enrichment import hypergeometric_log_tail
-from helpers._feature_regions import openness_of, region_codes
-from helpers._simulated_biology import biology
 from helpers.annotation import (
     LEVELS,
     MIN_REGIONS,
@@ -23,6 +20,9 @@ from helpers.annotation import (
     top_regions,
     universe,
 )
+from helpers.annotation._regions import openness_of, region_codes
+from helpers.enrichment import hypergeometric_log_tail
+from helpers.simulate._biology import biology
 from helpers.stages import Study
 
 __all__ = [

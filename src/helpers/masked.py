@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers._batches import hide
 from helpers.pretrain import load_arrays, predict_masked
+from helpers.pretrain._batches import hide
 from helpers.runs import code_digest
 from helpers.stages import Study
 from helpers.tissues import companions

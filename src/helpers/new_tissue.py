@@ -8,8 +8,8 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from helpers.public_data import is_public, read_public
 from helpers._yaml_file import YamlFile
+from helpers.public_data import is_public, read_public
 from helpers.tissues import NOTEBOOK_PARAMETERS, read_tissue
 
 __all__ = ["check", "write_template"]

@@ -19,8 +19,8 @@ import pybigtools
 import requests
 from tqdm import tqdm
 
-from helpers._bigwig import named_errors, open_bigwig
-from helpers._transfer import require_encryption
+from helpers.downloads._transfer import require_encryption
+from helpers.windows._bigwig import named_errors, open_bigwig
 
 __all__ = ["RemoteFile", "copy_windows"]
 

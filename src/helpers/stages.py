@@ -21,8 +21,6 @@ import torch
 from tqdm.std import tqdm
 
 from helpers import simulate
-from helpers._locks import one_at_a_time
-from helpers._sae_peers import Peers
 from helpers.activations import (
     ActivationStore,
     StoredRows,
@@ -35,7 +33,9 @@ from helpers.pretrain import PretrainConfig, load_arrays, predict_masked, pretra
 from helpers.public_data import ENCODE_TISSUES, is_public, localize
 from helpers.published_weights import published_weights
 from helpers.runs import Run, code_digest, file_stamps
+from helpers.runs._locks import one_at_a_time
 from helpers.sae import BatchTopKSAE, SAEConfig, Trained, evaluate, train
+from helpers.sae._peers import Peers
 from helpers.small_model import SMALL_WINDOW_BP, load_small_model, small_config
 from helpers.tissues import CONTEXTS, read_tissues, tissue_files
 from helpers.windows import Inputs, WindowDataset
@@ -477,7 +477,7 @@ def extract(study: Study) -> ActivationStore:
         "data": _data_recipe(dataset),
         "model": study.model_hash,
         # How rows are read later on is no part of what is stored.
-        "code": code_digest("_activation_store", "epibert", "windows"),
+        "code": code_digest("activations._store", "epibert", "windows"),
     }
     path = study.streams_run.artefact(
         "activations.zarr", recipe, lambda p: fill(p, study.blocks), resumable=True
@@ -551,7 +551,7 @@ def train_saes(
         "sae": asdict(config),
         "model": study.model_hash,
         "activations": study.streams_run.key("activations.zarr"),
-        "code": code_digest("sae", "_stored_rows"),
+        "code": code_digest("sae", "activations._rows"),
     }
     saes = {}
     for layer in study.blocks:
@@ -672,7 +672,7 @@ def summaries(study: Study) -> dict[int, WindowSummary]:
 
         recipe = {
             "sae": study.run.key(f"sae/block{layer}"),
-            "code": code_digest("_window_summary"),
+            "code": code_digest("activations._summary"),
         }
         path = study.run.artefact(f"summaries/block{layer}.npz", recipe, build)
         with np.load(path) as arrays:

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from scipy import fft, sparse
 
-from helpers._enrichment import (
+from helpers._text_files import read_text
+from helpers.enrichment import (
     benjamini_hochberg,
     check_membership,
     check_regions,
@@ -25,7 +26,6 @@ from helpers._enrichment import (
     hypergeometric_log_tail,
     ranges,
 )
-from helpers._text_files import read_text
 
 __all__ = [
     "ROADMAP_15",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from helpers._enrichment import hypergeometric_log_tail
+from helpers.enrichment import hypergeometric_log_tail
 from helpers.runs import code_digest
 from helpers.stages import Study, called_features, feature_acts
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers._genome import N_CODE
 from helpers.windows import SPLITS, WINDOW_COLUMNS, Genome, read_bed
+from helpers.windows._genome import N_CODE
 
 __all__ = ["choose_windows", "tile_genome", "write_windows"]
 

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from helpers._locus import SteeredLocus
+from helpers.causal._locus import SteeredLocus
 from helpers.figures.style import COLORS, new_axes
 
 __all__ = ["dose_slider", "render_doses", "steered_tracks"]

@@ -1,0 +1,66 @@
+"""Ask whether predictions depend on the features that tell contexts apart.
+
+`ablation` edits the context features of each block and compares what happens with
+matched random features; `steering` asks how much of the gap between the contexts a
+move closes, beside simpler methods. Edits restart from stored streams, keep the SAE's
+error, and share forward passes. Features come from ``select`` windows, doses from
+``tune``; what will be reported is written down by `register` before ``test`` is read.
+"""
+
+from __future__ import annotations
+
+from helpers.causal._ablation import (
+    N_RANDOM,
+    N_WINDOWS,
+    OUTCOMES,
+    ablation,
+    ablation_random,
+)
+from helpers.causal._dose import dose_response, lineage_matrix, single_features
+from helpers.causal._greedy import forward_selection
+from helpers.causal._locus import SteeredLocus, steered_locus
+from helpers.causal._registration import REGISTRATION, register, registered
+from helpers.causal._seeds import headline_over_seeds, over_seeds, seed_spread
+from helpers.causal._selection import (
+    CLASSES,
+    ContextFeatures,
+    context_features,
+    spread_windows,
+    token_classes,
+)
+from helpers.causal._specificity import factor_counts, factor_specificity
+from helpers.causal._steering import METHODS, ORACLES, coherence, steering
+from helpers.causal._sweep import best_dose, steering_sweep
+
+__all__ = [
+    "CLASSES",
+    "METHODS",
+    "N_RANDOM",
+    "N_WINDOWS",
+    "ORACLES",
+    "OUTCOMES",
+    "REGISTRATION",
+    "ContextFeatures",
+    "SteeredLocus",
+    "ablation",
+    "ablation_random",
+    "best_dose",
+    "coherence",
+    "context_features",
+    "dose_response",
+    "factor_counts",
+    "factor_specificity",
+    "forward_selection",
+    "headline_over_seeds",
+    "lineage_matrix",
+    "over_seeds",
+    "register",
+    "registered",
+    "seed_spread",
+    "single_features",
+    "spread_windows",
+    "steered_locus",
+    "steering",
+    "steering_sweep",
+    "token_classes",
+]

@@ -1,0 +1,260 @@
+"""How effects grow: with the number of features, with the dose, one by one, by lineage.
+
+All on ``test`` windows of the in vivo input, whose features take their in vitro
+activations.
+"""
+
+from __future__ import annotations
+
+from itertools import chain, product
+
+import numpy as np
+import pandas as pd
+from tqdm.std import tqdm
+
+from helpers.blockstats import block_bootstrap
+from helpers.causal._ablation import context_readout
+from helpers.causal._edits import edit
+from helpers.causal._registration import registered_windows
+from helpers.causal._selection import (
+    Dictionary,
+    blocks_of,
+    dictionaries,
+    lineage_features,
+    tables_of,
+    token_classes,
+)
+from helpers.causal._side_by_side import side_by_side
+from helpers.causal._sweep import input_recipe
+from helpers.runs import code_digest
+from helpers.stages import Study, score_context
+
+__all__ = ["dose_response", "lineage_matrix", "single_features"]
+
+N_WINDOWS = 16
+SET_SIZES = (1, 2, 5, 10, 20, 50)  # and all significant features
+STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # lambda
+N_LINEAGE = 20  # features of a lineage at most
+OUTCOMES = ("vivo-up", "vitro-up")
+_CODE = ("causal._dose", "interventions", "blockstats")
+
+
+def dose_response(study: Study) -> pd.DataFrame:
+    """Ablate more and more features, and more and more of them.
+
+    Parameters
+    ----------
+    study : Study
+        The run; `helpers.causal.register` must have been called.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per ``layer``, ``lineage``, ``outcome`` (token class), ``n_features``
+        (the strongest by CDS; more than the selected ones too) and ``strength``
+        (lambda): ``effect`` with ``low``, ``high`` (95 %, genomic blocks);
+        ``sum_of_singles``, the sum of the effects of the same features one by one, and
+        ``additivity``, the effect over that sum, with an interval. The last ones for
+        strength 1 and sets within the selected features only; additivity is missing
+        where the interval of the sum holds 0.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the analysis is not registered, or nothing is significant in any block.
+    """
+    return _tables(study)[0]
+
+
+def single_features(study: Study) -> pd.DataFrame:
+    """Ablate every selected feature alone.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per ``layer``, ``lineage``, ``outcome`` and ``feature``: its ``rank`` by
+        absolute CDS, ``effect`` with ``low``, ``high`` (95 %, genomic blocks), and
+        ``norm``, mean length of the change of a window's stream.
+    """
+    return _tables(study)[1]
+
+
+def _tables(study: Study) -> list[pd.DataFrame]:
+    windows = registered_windows(study, N_WINDOWS)
+    recipe = input_recipe(study) | {
+        "sizes": [SET_SIZES, STRENGTHS, N_WINDOWS],
+        "code": code_digest(*_CODE),
+    }
+    names = ["dose_response.parquet", "single_features.parquet"]
+    return tables_of(study, names, recipe, lambda: _measure(study, windows))
+
+
+def _measure(study: Study, windows: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
+    classes, blocks = token_classes(study, windows), blocks_of(study, windows)
+
+    def of_condition(condition: tuple) -> tuple[list[dict], list[pd.DataFrame]]:
+        of_block, lineage = condition
+        selected = of_block.features.selected
+        significant = of_block.features.significant
+        sizes = [n for n in SET_SIZES if n < len(significant)] + [len(significant)]
+        grown = [significant[:n] for n in sizes]
+        alone = [selected[[k]] for k in range(len(selected))]
+        change, norm = _edit_in_vivo(
+            study, of_block, lineage, windows, classes[lineage], [*grown, *alone]
+        )
+        by_set, by_feature = change[: len(grown)], change[len(grown) :]
+        doses = [
+            _edit_in_vivo(
+                study, of_block, lineage, windows, classes[lineage], [selected], dose
+            )[0][0]
+            for dose in STRENGTHS
+        ]
+        rows, singles = [], []
+        for k, outcome in enumerate(OUTCOMES):
+            here = np.isfinite(change[0, :, k])
+            if len(set(blocks[here])) < 2:
+                continue
+            head = {"layer": of_block.layer, "lineage": lineage, "outcome": outcome}
+            one = by_feature[:, here, k]
+            for n, of_set in zip(sizes, by_set[:, here, k], strict=True):
+                total = one[:n].sum(axis=0) if n <= len(selected) else None
+                row = _with_interval(of_set, blocks[here], study.seed, total)
+                rows.append(head | {"n_features": n, "strength": 1.0} | row)
+            for dose, of_dose in zip(STRENGTHS, doses, strict=True):
+                row = _with_interval(of_dose[here, k], blocks[here], study.seed)
+                rows.append(
+                    head | {"n_features": len(selected), "strength": dose} | row
+                )
+            drawn = block_bootstrap(one, blocks[here], random_state=study.seed)
+            singles.append(
+                pd.DataFrame(
+                    {
+                        "feature": selected,
+                        "rank": np.arange(1, len(selected) + 1),
+                        "effect": drawn.estimate,
+                        "low": drawn.low,
+                        "high": drawn.high,
+                        "norm": norm[len(grown) :].mean(axis=1),
+                    }
+                ).assign(**head)
+            )
+        return rows, singles
+
+    conditions = list(product(dictionaries(study).values(), study.lineages))
+    found = side_by_side(of_condition, conditions, study, desc="dose-response")
+    rows, singles = (list(chain.from_iterable(of)) for of in zip(*found, strict=True))
+    table = pd.DataFrame(rows).drop_duplicates(
+        ["layer", "lineage", "outcome", "n_features", "strength"], ignore_index=True
+    )
+    return table, pd.concat(singles, ignore_index=True)
+
+
+def _edit_in_vivo(
+    study: Study,
+    of_block: Dictionary,
+    lineage: str,
+    windows: np.ndarray,
+    classes: np.ndarray,
+    sets: list[np.ndarray],
+    strength: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give features of the in vivo input their in vitro activations."""
+    in_vitro, in_vivo = study.pair(lineage)
+    return edit(
+        study,
+        of_block.layer,
+        of_block.sae,
+        windows,
+        sets,
+        context_readout(study, windows, in_vivo, classes),
+        edited=in_vivo,
+        reference=in_vitro,
+        strength=strength,
+    )
+
+
+def _with_interval(
+    change: np.ndarray,
+    blocks: np.ndarray,
+    seed: int,
+    sum_of_singles: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Return mean change per window and, beside a sum of singles, their ratio.
+
+    There is no ratio where the interval of the sum holds 0: it would mean nothing.
+    """
+    drawn = block_bootstrap(change, blocks, random_state=seed)
+    row = {"effect": drawn.estimate, "low": drawn.low, "high": drawn.high}
+    if sum_of_singles is None:
+        return {k: float(v) for k, v in row.items()}
+    total = block_bootstrap(sum_of_singles, blocks, random_state=seed)
+    row["sum_of_singles"] = total.estimate
+    if total.low > 0 or total.high < 0:
+        ratio = block_bootstrap(
+            change, blocks, denominators=sum_of_singles, random_state=seed
+        )
+        row |= {
+            "additivity": ratio.estimate,
+            "additivity_low": ratio.low,
+            "additivity_high": ratio.high,
+        }
+    return {k: float(v) for k, v in row.items()}
+
+
+def lineage_matrix(study: Study) -> pd.DataFrame:
+    """Ablate features called in one lineage only, and look at every lineage.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per ``layer``, ``features`` (the lineage they were called in),
+        ``lineage`` (whose input is edited) and ``outcome``: ``n_features`` (at most
+        20), ``effect`` with ``low``, ``high``, and ``per_norm``, the effect per length
+        of changed stream. Empty where no feature was called in one lineage only.
+    """
+    windows = registered_windows(study, N_WINDOWS)
+
+    def build() -> pd.DataFrame:
+        classes, blocks = token_classes(study, windows), blocks_of(study, windows)
+        scores = score_context(study)
+        rows = []
+        for layer, of_block in tqdm(dictionaries(study).items(), desc="lineages"):
+            table = scores[scores["layer"] == layer]
+            own = {x: lineage_features(table, x, N_LINEAGE) for x in study.lineages}
+            own = {x: features for x, features in own.items() if len(features)}
+            for lineage in study.lineages if own else ():
+                change, norm = _edit_in_vivo(
+                    study,
+                    of_block,
+                    lineage,
+                    windows,
+                    classes[lineage],
+                    list(own.values()),
+                )
+                for i, (name, features) in enumerate(own.items()):
+                    for k, outcome in enumerate(OUTCOMES):
+                        here = np.isfinite(change[i, :, k])
+                        if len(set(blocks[here])) < 2:
+                            continue
+                        of_set = change[i, here, k]
+                        length = norm[i, here].sum()
+                        rows.append(
+                            {
+                                "layer": layer,
+                                "features": name,
+                                "lineage": lineage,
+                                "outcome": outcome,
+                                "n_features": len(features),
+                                **_with_interval(of_set, blocks[here], study.seed),
+                                "per_norm": of_set.sum() / length if length else 0.0,
+                            }
+                        )
+        columns = ["layer", "features", "lineage", "outcome", "n_features"]
+        columns += ["effect", "low", "high", "per_norm"]
+        return pd.DataFrame(rows, columns=columns)
+
+    recipe = input_recipe(study) | {
+        "sizes": [N_LINEAGE, N_WINDOWS],
+        "code": code_digest(*_CODE),
+    }
+    return study.run.table("lineage_matrix.parquet", recipe, build)
