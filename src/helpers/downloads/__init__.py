@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-import pooch
 import pysam
 from filelock import FileLock
 
 from helpers.downloads import _transfer
 from helpers.downloads._fetched import (
+    file_digest,
     local_path,
     parse_json,
     read_record,
@@ -316,7 +316,7 @@ def _is_unchanged(path: Path) -> bool:
 def _hash_like(path: Path, known: str | None) -> str:
     """Return the checksum of a file by the algorithm of another."""
     algorithm = (known or "sha256:").partition(":")[0]
-    return f"{algorithm}:{pooch.file_hash(str(path), alg=algorithm)}"
+    return f"{algorithm}:{file_digest(path, algorithm)}"
 
 
 def _link(original: Path, part: Path, size: int | None) -> None:

@@ -2,11 +2,12 @@
 
 The record of ``<name>`` is ``<name>.json`` by it: address, size, digest, time (UTC),
 and the modification time, by which a file that changed since is noticed without reading
-it. Checksums are written as pooch does: ``algorithm:digest``.
+it. Checksums are written as ``algorithm:digest``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from helpers.downloads import _transfer
 
 __all__ = [
     "Record",
+    "file_digest",
     "local_path",
     "parse_json",
     "read_record",
@@ -51,6 +53,12 @@ def local_path(source: str | Path) -> Path | None:
     if parts.scheme == "file":
         return Path(url2pathname(parts.path))
     return Path(source).expanduser()
+
+
+def file_digest(path: Path, algorithm: str) -> str:
+    """Return the digest of a file in hexadecimal digits, by ``md5`` or ``sha256``."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def split_checksum(

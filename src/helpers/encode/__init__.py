@@ -14,10 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import pooch
-
 from helpers import downloads
-from helpers.downloads._fetched import local_path, parse_json
+from helpers.downloads._fetched import file_digest, local_path, parse_json
 from helpers.encode._metadata import (
     EncodeFile,
     Experiment,
@@ -253,7 +251,7 @@ class Portal:
             assembly="",
             output_type="",
             file_format=_FORMATS[path.name.removeprefix(accession)],
-            md5=pooch.file_hash(str(path), alg="md5"),
+            md5=file_digest(path, "md5"),
             size=path.stat().st_size,
             url=str(path),
             biological_replicates=(),
