@@ -29,6 +29,8 @@ from helpers.downloads import _transfer
 from helpers.epibert import EpiBERTConfig
 from helpers.pretrain import PretrainConfig
 from helpers.runs import Run
+from helpers.sae import SAEConfig
+from helpers.stages import _dictionaries, _opening
 
 __all__ = [
     "CONTEXT",
@@ -126,8 +128,8 @@ STAGES: dict[str, Callable[[Place], object]] = {
 def _make_small() -> None:
     """Let training take seconds, checkpoints be frequent, and waits be short."""
     torch.set_num_threads(1)
-    stages.SMALL_WINDOW_BP = WINDOW_BP
-    stages.small_config = lambda n_motifs: EpiBERTConfig(
+    _opening.SMALL_WINDOW_BP = WINDOW_BP
+    _opening.small_config = lambda n_motifs: EpiBERTConfig(
         input_length=WINDOW_BP,
         n_heads=2,
         n_blocks=2,
@@ -135,12 +137,12 @@ def _make_small() -> None:
         n_motifs=n_motifs,
         n_random_features=32,
     )
-    stages._OWN_TRAINING = PretrainConfig(
+    _opening._OWN_TRAINING = PretrainConfig(
         n_steps=12, warmup_steps=2, windows_per_step=2, biosamples_per_window=2
     )
-    stages.pretrain = partial(stages.pretrain, checkpoint_every=2)
-    stages.train = partial(stages.train, checkpoint_seconds=0.05)
-    stages.sae_config = lambda d_model: stages.SAEConfig(
+    _opening.pretrain = partial(_opening.pretrain, checkpoint_every=2)
+    _dictionaries.train = partial(_dictionaries.train, checkpoint_seconds=0.05)
+    _dictionaries.sae_config = lambda d_model: SAEConfig(
         d_sae=4 * d_model, k=8, batch_size=512, n_epochs=2
     )
     _ablation.N_RANDOM = {"resample": {"any other": 9, "not significant": 9}}

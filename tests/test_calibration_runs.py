@@ -9,7 +9,9 @@ import pytest
 from helpers import calibration, stages, truth
 from helpers.calibration import FactorContributions
 from helpers.confounders import PassInput, held_passes
+from helpers.runs import Run
 from helpers.sae import SAEConfig
+from helpers.windows import WindowDataset
 
 CONFIG = SAEConfig(d_sae=48, k=12, n_epochs=2, batch_size=512)
 
@@ -25,7 +27,7 @@ def small_dictionaries():
 
 @pytest.fixture(scope="module")
 def study(small_study, tmp_path_factory):
-    return replace(small_study, run=stages.Run(tmp_path_factory.mktemp("cal") / "run"))
+    return replace(small_study, run=Run(tmp_path_factory.mktemp("cal") / "run"))
 
 
 def test_passes_with_own_inputs_are_the_summaries_of_the_run(study):
@@ -44,7 +46,7 @@ def test_passes_with_own_inputs_are_the_summaries_of_the_run(study):
 
 def test_replicates_must_be_there(study):
     alone = [replace(tissue, replicates=()) for tissue in study.dataset.tissues]
-    dataset = stages.WindowDataset(alone, window_bp=study.dataset.window_bp)
+    dataset = WindowDataset(alone, window_bp=study.dataset.window_bp)
     with pytest.raises(ValueError, match="blood.yml: no replicates are named"):
         calibration.with_replicates(replace(study, dataset=dataset))
 
@@ -193,8 +195,8 @@ def test_gather_evidence_is_kept_and_knows_its_recipe(study, monkeypatch):
 
 def test_gather_evidence_without_replicates_leaves_out_what_needs_them(study, tmp_path):
     alone = [replace(tissue, replicates=()) for tissue in study.dataset.tissues]
-    dataset = stages.WindowDataset(alone, window_bp=study.dataset.window_bp)
-    bare = replace(study, dataset=dataset, run=stages.Run(tmp_path / "bare"))
+    dataset = WindowDataset(alone, window_bp=study.dataset.window_bp)
+    bare = replace(study, dataset=dataset, run=Run(tmp_path / "bare"))
     evidence = calibration.gather_evidence(bare)
     with_them = calibration.gather_evidence(study, n_contrasts=3)
     assert "E3" not in evidence.counts and "q_placebo" not in evidence.features
@@ -219,7 +221,7 @@ def test_depth_sensitivity_compares_tracks_that_keep_the_same_cuts(study):
         replace(t, pair=(t.pair[0], replace(t.pair[1], signal_kind="coverage")))
         for t in study.dataset.tissues
     ]
-    coverage = stages.WindowDataset(tissues, window_bp=study.dataset.window_bp)
+    coverage = WindowDataset(tissues, window_bp=study.dataset.window_bp)
     with pytest.raises(ValueError, match="'blood_in_vivo': only cut sites"):
         calibration.depth_sensitivity(replace(study, dataset=coverage), 1)
 

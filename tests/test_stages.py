@@ -9,7 +9,9 @@ import torch
 
 from helpers import probe, stages
 from helpers.cds import layer_curve
+from helpers.runs import Run
 from helpers.sae import SAEConfig
+from helpers.stages import _study
 
 CONFIG = SAEConfig(d_sae=48, k=4, n_epochs=2, batch_size=512)
 
@@ -113,8 +115,8 @@ def test_extract_continues_after_a_kill(
     small_study, small_world, tmp_path, monkeypatch
 ):
     whole = stages.extract(small_study)
-    study = replace(small_study, run=stages.Run(tmp_path / "run"))
-    extract_batch, done = stages._extract_batch, []
+    study = replace(small_study, run=Run(tmp_path / "run"))
+    extract_batch, done = _study._extract_batch, []
 
     def dies(study, store, batch, *inputs):
         if len(done) == 2:
@@ -122,7 +124,7 @@ def test_extract_continues_after_a_kill(
         extract_batch(study, store, batch, *inputs)
         done.append(batch)
 
-    monkeypatch.setattr(stages, "_extract_batch", dies)
+    monkeypatch.setattr(_study, "_extract_batch", dies)
     with pytest.raises(KeyboardInterrupt):
         stages.extract(study)
     assert not study.run.path("activations.zarr").exists()
@@ -132,7 +134,7 @@ def test_extract_continues_after_a_kill(
         again.append(batch)
         extract_batch(study, store, batch, *inputs)
 
-    monkeypatch.setattr(stages, "_extract_batch", counts)
+    monkeypatch.setattr(_study, "_extract_batch", counts)
     store = stages.extract(study)
     assert not set(map(str, done)) & set(map(str, again))
     for layer in study.blocks:
@@ -152,7 +154,7 @@ def test_stages_are_made_once(small_study):
 
 
 def test_another_seed_makes_other_dictionaries(small_study, tmp_path):
-    study = replace(small_study, run=stages.Run(tmp_path / "run"), seed=1)
+    study = replace(small_study, run=Run(tmp_path / "run"), seed=1)
     ours = stages.train_saes(small_study)[0].W_dec
     assert not torch.equal(stages.train_saes(study)[0].W_dec, ours)
 
