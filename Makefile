@@ -87,6 +87,9 @@ EXECUTED := $(NOTEBOOKS:%=$(STAGED)/%.ipynb)
 
 PAPERMILL := $(BIN)/papermill -k python3 --no-progress-bar $(PARAMETERS) $(ARGS)
 
+# Notebooks that do not read each other run side by side.
+MAKEFLAGS += --jobs=2
+
 # Spinning OpenMP threads starve whatever else runs on a small machine.
 export OMP_WAIT_POLICY := PASSIVE
 export PYTHONHASHSEED := 0
