@@ -14,7 +14,7 @@ from helpers.causal import _ablation, _dose, _moves, _seeds, _steering, _sweep
 from helpers.causal._selection import SIZES
 from helpers.dictionaries import N_SEEDS
 from helpers.masked import _WITHOUT
-from helpers.stages import _HELD_OUT_TOKENS
+from helpers.stages._dictionaries import _HELD_OUT_TOKENS
 from helpers.window_sets import _SPLIT_SHARES
 
 __all__ = ["COUNTS", "DERIVED", "STAGES", "TERMS", "UNITS", "Term", "all_sizes"]
