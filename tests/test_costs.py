@@ -258,6 +258,7 @@ def test_causal_tests_make_these_passes(study, tmp_path):
             causal.ablation(study),
             causal.headline_over_seeds(study),
             causal.dose_response(study),
+            causal.forward_selection(study),
         ),
     )
     sizes = sizes_of(study, after=1, after_last=1, selected=len(features.selected))

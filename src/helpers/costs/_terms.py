@@ -10,7 +10,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from helpers import fidelity
-from helpers.causal import _ablation, _dose, _moves, _seeds, _steering, _sweep
+from helpers.causal import (
+    _ablation,
+    _dose,
+    _greedy,
+    _moves,
+    _seeds,
+    _steering,
+    _sweep,
+)
 from helpers.causal._selection import SIZES
 from helpers.dictionaries import N_SEEDS
 from helpers.masked import _WITHOUT
@@ -72,6 +80,8 @@ DERIVED: dict[str, list[_Sum]] = {
     "fit_windows": _at_most(_steering.N_FIT, "select"),
     "ablated_windows": _at_most(_ablation.N_WINDOWS, "test"),
     "grown_windows": _at_most(_dose.N_WINDOWS, "test"),
+    "chosen_windows": _at_most(_greedy.SIZES["tune"], "tune"),
+    "closed_windows": _at_most(_greedy.SIZES["test"], "test"),
     "spliced_windows": _at_most(fidelity._N_WINDOWS, "test"),
     # Of those studied, the last ones of the model, on average.
     "after": [[(0.5, ("blocks",)), (-0.5, ())]],
@@ -84,6 +94,15 @@ DERIVED: dict[str, list[_Sum]] = {
     "split": [[(1, ()), (1, ("fan_out", "blocks")), (-1, ("fan_out",))]],
     "runs": [[(1, ("dictionaries", "split"))]],
     "together": [[(1, ("blocks",)), (-1, ("fan_out", "blocks")), (1, ("fan_out",))]],
+    "after_first": [
+        [
+            (1, ("together",)),
+            (-1, ()),
+            (1, ("after_last",)),
+            (-1, ("fan_out", "after_last")),
+            (1, ("fan_out", "after")),
+        ]
+    ],
     # Blocks up to the last one studied, in a run of all and on average over runs; and
     # those that remain.
     "reach": [[(1, ("n_blocks",)), (-1, ("after_last",))]],
@@ -131,10 +150,12 @@ def _passes(
     return [*found, Term(stage, "heads", factor, sizes)] if head else found
 
 
-def _restarts(factor: float, *sizes: str, stage: str = "causal") -> list[Term]:
+def _restarts(
+    factor: float, *sizes: str, stage: str = "causal", blocks: str = "after"
+) -> list[Term]:
     """Return passes that begin after a studied block."""
     return [
-        Term(stage, "blocks", factor, (*sizes, "after")),
+        Term(stage, "blocks", factor, (*sizes, blocks)),
         Term(stage, "heads", factor, sizes),
     ]
 
@@ -272,6 +293,9 @@ def _causal() -> list[Term]:
     n_random = doses * _sweep.N_TUNED
     found = _restarts(ways * (n_tuned + 2), "dose_windows", *each)
     found += _restarts(ways * (n_random + 2), "dose_windows", *once)
+    n_everywhere = doses * len(_sweep.EVERY_BLOCK)
+    of = ("dose_windows", *once)
+    found += _restarts(ways * (n_everywhere + 2), *of, blocks="after_first")
     # Features filtered by output: base, target and a way back at every block, and
     # again at the block that is steered.
     for factor, of in ((ways, each), (ways, once), (_seeds.N_SEEDS, once)):
@@ -287,6 +311,8 @@ def _causal() -> list[Term]:
         found.append(Term("causal", "heads", 2 * ways, (windows, *once)))
         found.append(Term("causal", "blocks", 2 * ways, (windows, *once, "remaining")))
     found += _restarts(ways * (_n_moves() + 2), *swapped)
+    n_everywhere = len(_sweep.EVERY_BLOCK) + 2
+    found += _restarts(ways * n_everywhere, *swapped, blocks="after_first")
     # Other trainings of one block: doses, steering, one ablation each.
     n_methods = len(_seeds.METHODS) - 1
     n_doses = doses * n_methods + n_random + 2
@@ -309,6 +335,14 @@ def _causal() -> list[Term]:
     n_sets = 1 + len(_dose.SET_SIZES) + 1 + 2 * len(_dose.STRENGTHS)
     found += _restarts(n_sets, "grown_windows", *each)
     found += _restarts(1, "grown_windows", "selected", *each)
+    # Features taken one by one: slopes, candidates of every step, and nested sets with
+    # random ones like them.
+    of = ("chosen_windows", *once)
+    found += _restarts(2, *of) + [Term("causal", "gradients", 1, (*of, "after"))]
+    n_sets = sum(_greedy.N_CANDIDATES - step + 2 for step in range(_greedy.N_STEPS))
+    found += _restarts(n_sets, *of)
+    n_sets = _greedy.N_STEPS * (2 + _greedy.N_RANDOM) + 1 + 2
+    found += _restarts(n_sets, "closed_windows", *once)
     # Features of one lineage, in every lineage.
     found += _restarts(1, "grown_windows", *each)
     return found + _restarts(1, "grown_windows", "causal_tissues", *each)
@@ -323,7 +357,7 @@ def _n_moves() -> int:
         "DiffMean, labels shuffled": _moves.N_OTHER,
     }
     of_outputs = {"nothing", "output rescale", "class shift", "planted signal"}
-    of_outputs |= {"motif swap", "track swap"}
+    of_outputs |= {"motif swap", "track swap", *_sweep.EVERY_BLOCK}
     return sum(draws.get(m, 1) for m in _steering.METHODS if m not in of_outputs)
 
 
