@@ -290,9 +290,10 @@ def fetch_genome(
 
 def _retrieve(url: str, path: Path, known: str | None, size: int | None) -> None:
     """Bring a file, verify it, and put it under its name, unless it is there."""
-    if path.is_file() and known in (None, _hash_like(path, known)):
-        return
     part = path.with_name(f"{path.name}.part")
+    if path.is_file() and known in (None, _hash_like(path, known)):
+        _transfer.discard(part)  # a process that was killed here could not
+        return
     original = local_path(url)
     if original is None:
         _transfer.download(url, part, size=size, label=path.name)
