@@ -177,9 +177,10 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> 
         + "</tr>"
         for row in rows
     )
-    return (
-        f'<table aria-label="{escape(caption)}"><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{lines}</tbody></table>"
+    return (  # a phone scrolls the table, not the page
+        f'<div class="cx-scroll" role="region" aria-label="{escape(caption)}" '
+        f'tabindex="0"><table><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{lines}</tbody></table></div>"
     )
 
 
