@@ -352,7 +352,9 @@ def _check_tally(tally: Tally, paths: Sequence[str | Path]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write a track from the command line and print its lines of a tissue file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.cut_sites", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("sources", nargs="+", help="BAM or fragment files to pool")
     parser.add_argument("--genome", required=True, help="FASTA with .fai")
     parser.add_argument("--output", required=True, help="bigWig to write")

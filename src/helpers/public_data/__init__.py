@@ -293,7 +293,9 @@ def _resolve_all(
 
 def main() -> None:
     """Fetch public data ahead of time, from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.public_data", description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
         "folder",
         nargs="?",
