@@ -306,7 +306,7 @@ plt.show()
 
 # %%
 final = "class_e3_held" if "E3" in counts else "class_held"
-left = features[~features[final].isin(["none", "untested"])]
+left = features[stages.is_called(features[final])]
 left = left.merge(scores.drop(columns=["class", "lineages"]), on=["layer", "feature"])
 strongest = left.reindex(left["d_z_held"].abs().sort_values(ascending=False).index)
 columns = ["layer", "feature", final, final.replace("class", "lineages"), "cds"]

@@ -378,9 +378,7 @@ if replicated:
 
 # %%
 of_last = evidence.features[evidence.features["layer"] == last]
-driven = of_last[
-    (of_last["driver"] == "motif") & ~of_last["class"].isin(["none", "untested"])
-]
+driven = of_last[(of_last["driver"] == "motif") & stages.is_called(of_last["class"])]
 columns = [
     "feature",
     *(f"delta_{x}" for x in ("total", "track", "motif", "interaction")),

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from helpers.annotation import Annotation
-from helpers.calibration import Evidence, claim_ladder
+from helpers.calibration import claim_ladder
+from helpers.calibration._evidence import read_evidence
 from helpers.causal import seed_spread
 from helpers.fidelity import with_recovery
 from helpers.findings import top_items
@@ -33,7 +34,6 @@ _MADE_BY = {
     "annotation_features.parquet": "05_annotation",
     "evidence_select": "results",
 }
-_KEY = ["layer", "feature"]
 
 
 class Comparison(NamedTuple):
@@ -117,7 +117,8 @@ def compare_runs(folders: Sequence[str | Path]) -> Comparison:
         steering[name] = _steering(path)
         runs[name] = _about(path, steering[name], origins)
         fidelity[name] = _fidelity(path)
-        ladders[name] = claim_ladder(scores, _evidence(path))["all"]
+        evidence = read_evidence(path / "evidence_select")
+        ladders[name] = claim_ladder(scores, evidence)["all"]
         tested[name] = int((scores["class"] != "untested").sum())
         trainings[name] = _trainings(path)
         motifs[name] = _motifs(path)
@@ -186,12 +187,6 @@ def _fidelity(folder: Path) -> pd.DataFrame:
     shares = losses.pivot_table("recovered", "layer", "tokens")
     shares = shares.rename(columns={"all": "recovered", "hidden": "recovered_hidden"})
     return card.join(shares[["recovered", "recovered_hidden"]]).reset_index()
-
-
-def _evidence(folder: Path) -> Evidence:
-    made = folder / "evidence_select"
-    tables = [pd.read_parquet(made / f"{field}.parquet") for field in Evidence._fields]
-    return Evidence(tables[0].set_index("layer"), *tables[1:])
 
 
 def _steering(folder: Path) -> pd.DataFrame:

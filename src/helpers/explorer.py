@@ -18,11 +18,18 @@ import pandas as pd
 from scipy import stats
 
 from helpers import causal, findings, motifs, truth
-from helpers.annotation import Annotation, annotate
+from helpers.annotation import Annotation, annotate, strongest_lineage
 from helpers.annotation._regions import inner_tokens
-from helpers.calibration._evidence import Evidence, gather_evidence
+from helpers.calibration import Evidence, gather_evidence
+from helpers.findings import KEY
 from helpers.runs import code_digest
-from helpers.stages import Study, feature_acts, read_cards, score_context
+from helpers.stages import (
+    Study,
+    feature_acts,
+    is_called,
+    read_cards,
+    score_context,
+)
 from helpers.tissues import CONTEXTS
 
 __all__ = [
@@ -37,7 +44,6 @@ __all__ = [
     "strongest_loci",
 ]
 
-KEY = ["layer", "feature"]
 _TABLES = ("features", "effects", "loci", "found", "logos", "ablated")
 MAX_FEATURES = 1200  # with a page, over all blocks: keeps the pages below 40 MB
 N_LOCI = 3
@@ -192,17 +198,13 @@ def claims_of(scores: pd.DataFrame, evidence: Evidence) -> pd.DataFrame:
         with replicates. Sums by layer are rows of `helpers.calibration.claim_ladder`.
     """
     table = evidence.features
-    first = _is_called(scores["class"]).to_numpy()
-    held = _is_called(table["class_held"])
+    first = is_called(scores["class"]).to_numpy()
+    held = is_called(table["class_held"])
     found = [first, first & (table["driver"] != "motif"), held]
     if "q_placebo" in table:
-        found += [table["q_placebo"] <= _ALPHA, _is_called(table["class_e3_held"])]
+        found += [table["q_placebo"] <= _ALPHA, is_called(table["class_e3_held"])]
     columns = dict(zip(CLAIMS, found, strict=False))
     return table[KEY].assign(**columns)
-
-
-def _is_called(classes: pd.Series) -> pd.Series:
-    return ~classes.isin(["none", "untested"])
 
 
 def context_features(
@@ -244,10 +246,11 @@ def context_features(
     rows = table.to_dict("records")
     table["behind"] = [_lineages_behind(row) for row in rows]
     where = [
-        _strongest(row, own) for row, own in zip(rows, table["behind"], strict=True)
+        strongest_lineage(row, behind)
+        for row, behind in zip(rows, table["behind"], strict=True)
     ]
     table["lineage"] = [lineage for lineage, _ in where]
-    table["context"] = [context for _, context in where]
+    table["context"] = [CONTEXTS[side] for _, side in where]
 
     called = annotated.features[annotated.features["set"] == "called"]
     index = pd.MultiIndex.from_frame(table[KEY])
@@ -276,12 +279,6 @@ def _lineages_behind(row: dict) -> str:
     """Lineages in which a feature was called, by the first claim that called it."""
     columns = ("lineages", "lineages_held", "lineages_e3_held")
     return next(row[column] for column in columns if row.get(column))
-
-
-def _strongest(row: dict, behind: str) -> tuple[str, str]:
-    """Lineage in which a feature differs most, of those behind it, and the sign."""
-    lineage = max(behind.split(","), key=lambda x: abs(row[f"delta_{x}"]))
-    return lineage, CONTEXTS[int(row[f"delta_{lineage}"] > 0)]
 
 
 def _within_budget(features: pd.DataFrame) -> pd.DataFrame:

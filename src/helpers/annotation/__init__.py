@@ -11,7 +11,7 @@ null.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +51,7 @@ __all__ = [
     "Annotation",
     "annotate",
     "select_features",
+    "strongest_lineage",
     "top_regions",
     "universe",
 ]
@@ -188,9 +189,7 @@ def _called(study: Study, called: pd.DataFrame, density: np.ndarray) -> pd.DataF
     """Choose a biosample for every called feature and keep the strongest by class."""
     rows = []
     for feature in called.to_dict("records"):
-        behind = feature["lineages"].split(",")
-        lineage = max(behind, key=lambda x: abs(feature[f"delta_{x}"]))
-        side = int(feature[f"delta_{lineage}"] > 0)
+        lineage, side = strongest_lineage(feature, feature["lineages"])
         biosample = study.pair(lineage)[side]
         rows.append(
             {
@@ -214,6 +213,20 @@ def _called(study: Study, called: pd.DataFrame, density: np.ndarray) -> pd.DataF
     order = table["score"].abs().sort_values(ascending=False, kind="stable").index
     table = table.loc[order].groupby("class", sort=False).head(PER_CLASS)
     return table.sort_values(["class", "score"], kind="stable", ignore_index=True)
+
+
+def strongest_lineage(scores: Mapping, behind: str) -> tuple[str, int]:
+    """Return where a feature differs most, and 1 if it is higher in vivo there, else 0.
+
+    Parameters
+    ----------
+    scores : mapping
+        A row of `helpers.stages.score_context`.
+    behind : str
+        Lineages to choose from, separated by commas.
+    """
+    lineage = max(behind.split(","), key=lambda x: abs(scores[f"delta_{x}"]))
+    return lineage, int(scores[f"delta_{lineage}"] > 0)
 
 
 def _partners(

@@ -29,7 +29,7 @@ from helpers.confounders._track_height import partial_divergence
 from helpers.runs import code_digest
 from helpers.stages import Study, called_features, layer_counts, score_context
 
-__all__ = ["Evidence", "claim_ladder", "gather_evidence"]
+__all__ = ["Evidence", "claim_ladder", "gather_evidence", "read_evidence"]
 
 _ALPHA = 0.05
 
@@ -155,6 +155,11 @@ def gather_evidence(
         ),
     }
     folder = study.run.artefact(name, recipe, build)
+    return read_evidence(folder)
+
+
+def read_evidence(folder: Path) -> Evidence:
+    """Read the artefact of `gather_evidence`."""
     tables = [
         pd.read_parquet(folder / f"{field}.parquet") for field in Evidence._fields
     ]

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from scipy.ndimage import binary_dilation
 
 from helpers.causal._selection import batches
 from helpers.causal._side_by_side import side_by_side
@@ -131,10 +132,11 @@ def _tokens(
     activity = pd.read_csv(study.truth / "activity.tsv", sep="\t", index_col=0)
     table = factor_sites(study, windows)
     peaks = [dataset.in_peak(b)[windows] for b in range(len(study.design))]
+    near = np.ones((1, 2 * _NEAR_TOKENS + 1), dtype=bool)  # along the tokens
     tokens = {}
     for factor in read_factors(study)["name"]:
         sites = table[factor].to_numpy().reshape(-1, n_tokens)
-        far = ~_dilate(sites, _NEAR_TOKENS)
+        far = ~binary_dilation(sites, near)
         of_factor = []
         for b, name in enumerate(study.design["biosample"]):
             if activity.loc[factor, name] < _ACTIVE:
@@ -176,12 +178,3 @@ def _matched(base: np.ndarray, at: np.ndarray, away: np.ndarray) -> np.ndarray:
     share = n_at / np.maximum(n_away, 1)
     weights[away] = share[bins[away]]
     return weights
-
-
-def _dilate(mask: np.ndarray, reach: int) -> np.ndarray:
-    """Extend True along the tokens, the second axis, by some tokens both ways."""
-    wide = mask.copy()
-    for step in range(1, reach + 1):
-        wide[:, step:] |= mask[:, :-step]
-        wide[:, :-step] |= mask[:, step:]
-    return wide

@@ -16,9 +16,9 @@ from helpers.explorer import BIOSAMPLES, HELD, Explorer
 from helpers.figures._logo import logo_svg
 from helpers.tissues import CONTEXTS
 
-__all__ = ["feature_name", "feature_view", "number"]
+__all__ = ["WORDS", "feature_name", "feature_view", "number"]
 
-_WORDS = {"in_vitro": "in vitro", "in_vivo": "in vivo"}
+WORDS = {"in_vitro": "in vitro", "in_vivo": "in vivo"}
 _STROKE = {"in_vitro": "v", "in_vivo": "o"}
 _ALPHA = 0.05
 _MAX_LOG2 = 5.0  # fold drawn at most
@@ -115,7 +115,7 @@ def _summary(explorer: Explorer, row: dict) -> str:
             "points the other way."
         )
     sentences.append(
-        f"Higher <strong>{_WORDS[row['context']]}</strong> in {escape(row['lineage'])}."
+        f"Higher <strong>{WORDS[row['context']]}</strong> in {escape(row['lineage'])}."
     )
     names = [escape(row[x]) for x in ("motif", "state", "process") if row[x]]
     if names:
@@ -330,7 +330,7 @@ def _loci(explorer: Explorer, row: dict) -> str:
         "".join(drawings),
         f"Activation, and measured accessibility (log1p of the signal), in "
         f"{escape(row['lineage'])} along test windows where it is strongest "
-        f"{_WORDS[row['context']]}; one scale for all windows.",
+        f"{WORDS[row['context']]}; one scale for all windows.",
         key,
     )
 

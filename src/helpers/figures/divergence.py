@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from helpers.figures.style import COLORS, PAIR_MARKERS, SEQUENTIAL, new_axes
+from helpers.stages import is_called
 
 __all__ = [
     "claims",
@@ -150,7 +151,7 @@ def input_channels(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
         Where to draw.
     """
     ax = new_axes(ax, 6.4, 4.0)
-    called = ~table["class"].isin(["none", "untested"])
+    called = is_called(table["class"])
     groups = {
         "not called": (table[~called], COLORS["none"], "."),
         "called, motif-driven": (

@@ -19,7 +19,12 @@ import ipywidgets as widgets
 import pandas as pd
 
 from helpers.explorer import BIOSAMPLES, HELD, Explorer
-from helpers.figures._feature_view import feature_name, feature_view, number
+from helpers.figures._feature_view import (
+    WORDS,
+    feature_name,
+    feature_view,
+    number,
+)
 from helpers.figures.tables import feature_anchor
 
 __all__ = [
@@ -41,7 +46,6 @@ SORTS = {
 }
 """What an index can be sorted by: largest size first, unknown ones last."""
 
-_WORDS = {"in_vitro": "in vitro", "in_vivo": "in vivo"}
 _FOLDER = "features"  # of the pages in the book
 
 
@@ -135,7 +139,7 @@ def _cells(row: dict) -> list[str]:
     return [
         feature_name(row["layer"], row["feature"]),
         row["class"],
-        f"{_WORDS[row['context']]}, {row['lineage']}",
+        f"{WORDS[row['context']]}, {row['lineage']}",
         ", ".join(names),
         number(row["cds"]),
         number(row["d_z"]),

@@ -11,6 +11,7 @@ from helpers.stages._opening import open_study, precision_error
 from helpers.stages._scores import (
     called_features,
     feature_acts,
+    is_called,
     late_early_ratio,
     layer_counts,
     score_context,
@@ -23,6 +24,7 @@ __all__ = [
     "called_features",
     "extract",
     "feature_acts",
+    "is_called",
     "late_early_ratio",
     "layer_counts",
     "open_study",

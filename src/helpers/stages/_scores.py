@@ -20,6 +20,7 @@ from helpers.stages._study import Study, extract
 __all__ = [
     "called_features",
     "feature_acts",
+    "is_called",
     "late_early_ratio",
     "layer_counts",
     "score_context",
@@ -101,9 +102,14 @@ def score_context(study: Study, split: str = "select") -> pd.DataFrame:
     return study.run.table(name, recipe, build)
 
 
+def is_called(classes: pd.Series) -> pd.Series:
+    """Return which classes of `context_divergence` are classes of context."""
+    return ~classes.isin(["none", "untested"])
+
+
 def called_features(table: pd.DataFrame) -> pd.DataFrame:
     """Return the features that `context_divergence` put in a class of context."""
-    return table[~table["class"].isin(["none", "untested"])]
+    return table[is_called(table["class"])]
 
 
 def layer_counts(table: pd.DataFrame) -> pd.DataFrame:
