@@ -94,19 +94,15 @@ def _estimate(
     crop = study.model.config.crop
 
     def of_biosample(b: int) -> dict[tuple[int, str], np.ndarray]:
-        factors = {
-            factor: tokens.weights[:2].flatten(1)
-            for factor, of_factor in split.tokens.items()
-            for tokens in of_factor
-            if tokens.biosample == b
-        }
+        factors = _factors_of(split, b)
         found = {}
         for layer, slope in _slopes(study, known, split.streams[b]) if factors else ():
             sae, x = known[layer].sae, split.streams[b][layer]
             inner = slice(crop, x.shape[1] - crop)
             acts = sae.encode(x[:, inner].flatten(0, 1))
             written = slope[:, inner].flatten(0, 1) @ sae.decoder_directions.T
-            removed = torch.cat(list(factors.values())) @ (-acts * written)
+            weights = torch.cat(list(factors.values())).flatten(1)
+            removed = weights @ (-acts * written)
             for factor, sums in zip(factors, removed.split(2), strict=True):
                 found[layer, factor] = sums.cpu().numpy()
         return found
@@ -114,6 +110,16 @@ def _estimate(
     every = list(range(len(study.design)))
     found = side_by_side(of_biosample, every, study, desc="features to try")
     return _per_token(found, split)
+
+
+def _factors_of(split: Split, biosample: int) -> dict[str, torch.Tensor]:
+    """Return weights at sites and elsewhere of the factors at work in a biosample."""
+    return {
+        factor: tokens.weights[:2]
+        for factor, of_factor in split.tokens.items()
+        for tokens in of_factor
+        if tokens.biosample == biosample
+    }
 
 
 def _slopes(
@@ -178,12 +184,7 @@ def _one_by_one(
 
     def of_condition(condition: tuple[int, int]) -> dict[tuple[int, str], np.ndarray]:
         layer, b = condition
-        factors = {
-            factor: tokens.weights[:2]
-            for factor, of_factor in split.tokens.items()
-            for tokens in of_factor
-            if tokens.biosample == b
-        }
+        factors = _factors_of(split, b)
         if not factors:
             return {}
         weights = torch.cat(list(factors.values()))
