@@ -172,6 +172,8 @@ def set_screen(page, screen):
 
 
 def set_theme(page, theme):
+    # Pages of features have no switch: they follow the reader's system.
+    page.emulate_media(color_scheme=theme)
     page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
     settle(page)
 
