@@ -383,7 +383,7 @@ parents.round(3)
 # ## Sanity checks
 
 # %%
-store = stages.extract(study)
+store = study.store
 sae = saes[last]
 tokens = store.rows(last, splits=["test"], max_tokens=600, random_state=seed).rows
 tokens = tokens.to(device)

@@ -4,7 +4,9 @@ The planted stream has one channel per feature, features are the channels themse
 and the log1p prediction is the sum of the channels the model reads.
 """
 
-import threading
+import os
+import signal
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -865,25 +867,65 @@ def test_a_dose_is_spread_over_the_blocks(steered):
         assert every == pytest.approx(one, abs=1e-6)
 
 
-def test_conditions_run_side_by_side_in_order(small_study):
-    def threads_of(item):
-        return item, torch.get_num_threads(), threading.get_ident()
-
+@pytest.fixture
+def two_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    try:
-        found = side_by_side(threads_of, range(20), small_study, desc="test")
-        assert torch.get_num_threads() == 2
-        large = SimpleNamespace(
-            device="cpu", model=SimpleNamespace(config=SimpleNamespace(n_tokens=4096))
-        )
-        alone = side_by_side(threads_of, range(3), large, desc="test")
-    finally:
-        torch.set_num_threads(before)
+    yield
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+def test_conditions_run_side_by_side_in_order(small_study, two_threads):
+    def where(item):
+        return item, torch.get_num_threads(), os.getpid()
+
+    found = side_by_side(where, range(20), small_study, desc="test")
     assert [item for item, _, _ in found] == list(range(20))
-    assert {n for _, n, _ in found} == {1}, "cores are shared out, not contended for"
-    assert threading.get_ident() not in {of for _, _, of in found}
-    assert {(n, of) for _, n, of in alone} == {(2, threading.get_ident())}
+    if sys.platform == "linux":
+        assert {n for _, n, _ in found} == {1}, "cores are shared out"
+        assert os.getpid() not in {process for _, _, process in found}
+    large = SimpleNamespace(
+        device="cpu", model=SimpleNamespace(config=SimpleNamespace(n_tokens=4096))
+    )
+    alone = side_by_side(where, range(3), large, desc="test")
+    assert {(n, process) for _, n, process in alone} == {(2, os.getpid())}
+
+
+def test_conditions_return_tensors_and_read_files(small_study, two_threads):
+    """Copies of a process share positions in files unless files are opened anew."""
+    windows = np.arange(len(small_study.dataset.windows))
+
+    def read(turn):
+        model, dataset = small_study.model, small_study.dataset
+        few = np.roll(windows, turn)[:4]
+        features = model.encode_sequence(torch.from_numpy(dataset.sequence(few)))
+        return features.detach(), dataset.track(few, turn % len(small_study.design))
+
+    together = side_by_side(read, range(12), small_study, desc="test")
+    for turn, (features, track) in enumerate(together):
+        expected = read(turn)
+        torch.testing.assert_close(features, expected[0], rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(track, expected[1])
+
+
+def test_errors_of_conditions_are_raised(small_study, two_threads):
+    def refuse(item):
+        if item == 3:
+            raise ValueError("three is refused")
+
+    with pytest.raises(ValueError, match="three is refused"):
+        side_by_side(refuse, range(6), small_study, desc="test")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="one process elsewhere")
+def test_a_killed_process_is_noticed(small_study, two_threads):
+    def die(item):
+        if item == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(RuntimeError, match="test: 1 not done"):
+        side_by_side(die, range(6), small_study, desc="test")
 
 
 # --- The whole chain on a real model --------------------------------------------------

@@ -1,6 +1,7 @@
 """Windows and tracks against slow references, and every damaged input by name."""
 
 import gzip
+import multiprocessing
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -341,6 +342,31 @@ def test_batches_read_all_biosamples_of_groups(small_dataset):
             assert np.array_equal(batch.atac, atac)
             assert batch.atac.dtype == batch.sequence.dtype == np.float32
     assert list(small_dataset.batches([])) == []
+
+
+def test_forked_processes_read_for_themselves(small_dataset):
+    """A fork shares the position in every open file, as in workers of data loaders."""
+    windows = range(len(small_dataset.windows))
+
+    def read():
+        sequence = [small_dataset.sequence([w]) for w in windows]
+        return np.concatenate(sequence), np.stack(
+            [small_dataset.track([w], 0) for w in windows]
+        )
+
+    def agrees():
+        return all(map(np.array_equal, read(), expected))
+
+    expected = read()
+    fork = multiprocessing.get_context("fork")
+    same = fork.SimpleQueue()
+    workers = [fork.Process(target=lambda: same.put(agrees())) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    assert agrees()
+    for worker in workers:
+        worker.join()
+    assert [same.get() for _ in workers] == [True] * 3
 
 
 def test_batches_are_read_one_ahead(small_dataset):

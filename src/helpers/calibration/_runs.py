@@ -17,7 +17,7 @@ from helpers import truth
 from helpers.confounders._passes import PassInput, PassSummary, summarize_passes
 from helpers.epibert import EpiBERT
 from helpers.runs import Run, code_digest, file_stamps
-from helpers.stages import Study, called_features, extract, train_saes
+from helpers.stages import Study, called_features, train_saes
 from helpers.tissues import CONTEXTS, Tissue
 from helpers.windows import WindowDataset
 
@@ -319,7 +319,7 @@ def stream_means(study: Study) -> dict[int, np.ndarray]:
     dict of int to numpy.ndarray, float32, shape (n_biosamples, n_windows, d_model)
         By layer.
     """
-    store = extract(study)
+    store = study.store
     found = {}
     for layer in study.blocks:
         source = store.layer(layer)

@@ -214,13 +214,14 @@ def _zero_alone(
     """Return weighted sums of the change by each feature, (n_weights, n_features)."""
     model, start = study.model, of_block.layer + 1
     x, base = split.streams[biosample][of_block.layer], split.predicted[biosample]
-    acts = of_block.sae.encode(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    acts = of_block.sae.encode(x.flatten(0, 1))[:, features].T.contiguous()
     sums = x.new_zeros(len(weights), len(features))
-    for k, j in enumerate(features):
-        fires = acts[..., j].any(dim=1)  # windows where there is something to zero
+    for k, (j, of_tokens) in enumerate(zip(features, acts, strict=True)):
+        act = of_tokens.view(x.shape[:2])
+        fires = act.any(dim=1)  # windows where there is something to zero
         if not fires.any():
             continue
-        written = acts[fires][..., j, None] * of_block.sae.decoder_directions[j]
+        written = act[fires][..., None] * of_block.sae.decoder_directions[j]
         edited = model.head(model.run_blocks(x[fires] - written, start)).log1p()
         change = (edited - base[fires]).flatten()
         sums[:, k] = weights[:, fires].flatten(1) @ change

@@ -105,15 +105,18 @@ class Moves:
         self._sets: dict[int, np.ndarray] = {}
 
     def prepared(self) -> Moves:
-        """Measure what conditions share before several threads ask for it."""
+        """Measure what conditions share before several processes ask for it."""
 
-        def prepare(layer: int) -> None:
-            self.moments(layer)
-            self._random_sets(layer)
-            for direction in DIRECTIONS:
-                self.output_filtered(layer, direction)
+        def prepare(layer: int) -> tuple[Moments, np.ndarray, list[np.ndarray]]:
+            scores = [self.output_scores(layer, direction) for direction in DIRECTIONS]
+            return self.moments(layer), self._random_sets(layer), scores
 
-        side_by_side(prepare, list(self.dictionaries), self.study, desc="moves")
+        layers = list(self.dictionaries)
+        found = side_by_side(prepare, layers, self.study, desc="moves")
+        for layer, (moments, sets, scores) in zip(layers, found, strict=True):
+            self._moments[layer], self._sets[layer] = moments, sets
+            for direction, of_direction in zip(DIRECTIONS, scores, strict=True):
+                self._scored[layer, direction] = of_direction
         return self
 
     @cached_property

@@ -7,7 +7,7 @@ each with its own features, dose and random sets, and intervals hold both source
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +50,7 @@ N_RANDOM = 199
 METHODS = ("SAE", "SAE, all significant", "SAE, output-filtered", RANDOM_TUNED)
 _DIRECTION = "vitro-to-vivo"
 _SIZES = {"steering": 48, "ablation": 16}  # test windows
+Measure = Callable[[Study, Dictionary], list[dict]]
 _CODE = ("causal._seeds", "interventions", "outcomes", "blockstats", "cds", "sae")
 
 
@@ -90,23 +91,27 @@ def headline_over_seeds(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _measure(study: Study, layer: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    def of_seed(seed: int) -> tuple[list[dict], list[dict]]:
+    def of_seed(job: tuple[int, tuple[Measure, ...]]) -> list[pd.DataFrame]:
+        seed, measures = job
         known = (
             dictionaries(study)[layer]
             if seed == study.seed
             else other_training(study, layer, seed)
         )
-        found = _steer(study, known), _ablate(study, known)
-        return tuple([row | {"training": seed} for row in rows] for rows in found)
+        return [
+            pd.DataFrame(measure(study, known)).assign(training=seed)
+            for measure in measures
+        ]
 
     # The study's own last: it needs no training and fills up what time is left.
-    seeds = [study.seed + k for k in range(1, N_SEEDS)] + [study.seed]
-    *others, own = side_by_side(of_seed, seeds, study, desc="trainings")
-    steering, ablation = zip(own, *others, strict=True)
-    return (
-        pd.DataFrame(chain.from_iterable(steering)),
-        pd.DataFrame(chain.from_iterable(ablation)),
-    )
+    seeds = [study.seed + k for k in range(1, N_SEEDS)]
+    jobs = [(seed, (_steer, _ablate)) for seed in seeds]
+    jobs += [(study.seed, (_steer,)), (study.seed, (_ablate,))]
+    found = side_by_side(of_seed, jobs, study, desc="trainings")
+    *others, (steered,), (ablated,) = found
+    tables = zip((steered, ablated), *others, strict=True)
+    steering, ablation = (pd.concat(of, ignore_index=True) for of in tables)
+    return steering, ablation
 
 
 def _steer(study: Study, of_seed: Dictionary) -> list[dict]:

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import ctypes
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
 from typing import TypeVar
 
 import torch
@@ -14,6 +23,7 @@ from helpers.stages import Study
 __all__ = ["side_by_side"]
 
 _SMALL_WINDOW = 512  # tokens, up to which products are too short to be split
+_DIE_WITH_PARENT = 1  # Linux's PR_SET_PDEATHSIG
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -25,30 +35,104 @@ def side_by_side(
     """Return ``run(item)`` for every item, in order, as many at a time as pay off.
 
     Products of a small model are too short to be split over cores, so each core takes
-    a condition of its own; torch lets others work meanwhile. Large models, and other
-    devices, are kept busy by one condition at a time.
+    a condition of its own, in a process that begins as a copy of this one: threads
+    would wait for each other between any two products. Large models, other devices and
+    other systems than Linux are kept busy by one condition at a time.
 
     Parameters
     ----------
     run : callable
-        Independent of the order of the items; called from several threads.
+        Independent of the order of the items. What it changes in memory is lost; what
+        it returns is pickled.
     items : sequence
         Conditions.
     study : Study
         Whose model the conditions run.
     desc : str
         Of the progress bar.
+
+    Raises
+    ------
+    RuntimeError
+        If a process is killed. What `run` raises is raised here.
     """
-    n_threads = torch.get_num_threads()
+    n_workers = min(torch.get_num_threads(), len(items))
     small = study.model.config.n_tokens <= _SMALL_WINDOW
-    if study.device != "cpu" or not small or n_threads == 1:
+    alone = study.device != "cpu" or not small or sys.platform != "linux"
+    if alone or n_workers < 2:
         return [run(item) for item in tqdm(items, desc=desc)]
-    # The number of threads is each thread's own, as far as it is not yet set.
-    pool = ThreadPoolExecutor(
-        n_threads, initializer=torch.set_num_threads, initargs=(1,)
-    )
+    found = {}
+    with _workers(run, items, n_workers) as pipes:
+        for k, result in tqdm(_received(pipes), total=len(items), desc=desc):
+            found[k] = result
+    if lost := len(items) - len(found):
+        raise RuntimeError(f"{desc}: {lost} not done, as a process was killed")
+    return [found[k] for k in range(len(items))]
+
+
+@contextmanager
+def _workers(
+    run: Callable[[Item], Result], items: Sequence[Item], n_workers: int
+) -> Iterator[list[Connection]]:
+    """Start processes that share the items out, and yield where they report to."""
+    fork = multiprocessing.get_context("fork")
+    pending = fork.SimpleQueue()
+    for k in range(len(items)):
+        pending.put(k)
+    for _ in range(n_workers):
+        pending.put(None)
+    processes, pipes = [], []
     try:
-        with pool:
-            return list(tqdm(pool.map(run, items), total=len(items), desc=desc))
+        for _ in range(n_workers):
+            ours, theirs = fork.Pipe(duplex=False)
+            arguments = (run, items, pending, theirs, os.getpid())
+            process = fork.Process(target=_work, args=arguments, daemon=True)
+            with warnings.catch_warnings():  # that other threads are not copied
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process.start()
+            theirs.close()
+            processes.append(process)
+            pipes.append(ours)
+        yield pipes
     finally:
-        torch.set_num_threads(n_threads)
+        for process in processes:
+            process.terminate()  # at once if it has ended
+            process.join()
+
+
+def _work(
+    run: Callable[[Item], Result],
+    items: Sequence[Item],
+    pending: multiprocessing.SimpleQueue,
+    pipe: Connection,
+    parent: int,
+) -> None:
+    """Take items until none is left, in a process that does not outlive its parent."""
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    torch.set_num_threads(1)
+    while (k := pending.get()) is not None:
+        try:
+            report = pickle.dumps((k, run(items[k]), None))
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            report = pickle.dumps((k, None, error))
+        # Plain bytes: torch would share tensors by handles, which die with a process
+        pipe.send_bytes(report)
+
+
+def _received(pipes: Sequence[Connection]) -> Iterator[tuple[int, object]]:
+    """Yield position and result of every item, as they come."""
+    open_pipes = list(pipes)
+    while open_pipes:
+        for pipe in wait(open_pipes):
+            try:
+                k, result, error = pickle.loads(pipe.recv_bytes())
+            except EOFError:  # it found no item left
+                open_pipes.remove(pipe)
+                continue
+            if error is not None:
+                raise error
+            yield k, result

@@ -116,7 +116,7 @@ def full_card(study: Study) -> pd.DataFrame:
     losses = _losses_by_rows(study)
 
     def build() -> pd.DataFrame:
-        store, cards = extract(study), read_cards(study)
+        store, cards = study.store, read_cards(study)
         contexts = study.design["context"].to_numpy()
         lines = {}
         for layer, sae in train_saes(study).items():
@@ -212,7 +212,7 @@ def _trained(study: Study, layer: int, name: str, config: SAEConfig) -> BatchTop
     """Return a further dictionary of a block, on the rows of the study's own."""
 
     def build(partial: Path) -> None:
-        store = extract(study)
+        store = study.store
         partial.mkdir(exist_ok=True)
         checkpoint = partial / "training.pt"
         trained = train(
@@ -305,7 +305,7 @@ def stability(study: Study, layer: int | None = None) -> Stability:
 
     def build(partial: Path) -> None:
         partial.mkdir()
-        store = extract(study)
+        store = study.store
         rows = store.rows(
             layer, splits=["select"], max_tokens=_PROBE_ROWS, random_state=study.seed
         ).rows
@@ -408,7 +408,7 @@ def _probe_codes(
     codes: dict[str, Callable[[torch.Tensor], torch.Tensor]],
 ) -> pd.DataFrame:
     """Probe codes of a block, and beside them raw stream and principal components."""
-    store = extract(study)
+    store = study.store
     drawn = {
         split: store.rows(
             layer, splits=[split], max_tokens=_PROBE_ROWS, random_state=study.seed
@@ -494,18 +494,18 @@ def controls(study: Study, layer: int | None = None) -> pd.DataFrame:
 
     def build() -> pd.DataFrame:
         k = config.k
-        basis = principal_components(extract(study).rows(layer, splits=["select"]).rows)
+        basis = principal_components(study.store.rows(layer, splits=["select"]).rows)
         dense = {
             f"first {k} components": lambda x: basis.first(x.cpu(), k).to(x),
             f"largest {k} components": lambda x: basis.largest(x.cpu(), k).to(x),
         }
-        test = extract(study).rows(layer, splits=["test"]).rows.to(study.device)
+        test = study.store.rows(layer, splits=["test"]).rows.to(study.device)
         lines = {name: score_rows(sae, test) for name, sae in own.items()}
         variance = (test - test.mean(0)).square().sum()
         for name, reconstruct in dense.items():
             left = (reconstruct(test) - test).square().sum() / variance
             lines[name] = {"l0_mean": float(k), "fvu": float(left)}
-        test = extract(untrained).rows(layer, splits=["test"]).rows
+        test = untrained.store.rows(layer, splits=["test"]).rows
         lines["untrained model"] = score_rows(stranger, test.to(study.device))
         table = pd.DataFrame.from_dict(lines, orient="index")
         table.index.name = "dictionary"

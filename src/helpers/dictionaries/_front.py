@@ -67,7 +67,7 @@ class FrontRows(NamedTuple):
 
 def front_rows(study: Study, layer: int) -> FrontRows:
     """Draw the rows of the short budget: at most 49,152 to train, 12,288 held out."""
-    store = extract(study)
+    store = study.store
 
     def draw(split: str, n_rows: int) -> torch.Tensor:
         drawn = store.rows(

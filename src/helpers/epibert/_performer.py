@@ -139,6 +139,9 @@ def rotary_table(n_tokens: int, head_width: int) -> tuple[Tensor, Tensor]:
     return sine.bfloat16().float(), cosine.bfloat16().float()
 
 
+_CACHED_FEATURES = 2**18  # numbers, 1 MiB in single precision
+
+
 class PerformerAttention(nn.Module):
     """Linear attention over ReLU random features, with rotary positions.
 
@@ -185,6 +188,33 @@ class PerformerAttention(nn.Module):
         self.register_buffer("sine", sine, persistent=False)
         self.register_buffer("cosine", cosine, persistent=False)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix tokens: (batch, token, d_model) to the same shape."""
+        n_tokens = x.shape[1]
+        turns = torch.complex(self.cosine[:n_tokens], self.sine[:n_tokens])
+        inputs = (self.query(x), self.key(x), self.value(x))
+        heads = [self._split_heads(u) for u in inputs]
+        # As many heads at a time as keep their random features in a cache.
+        n_together = max(1, _CACHED_FEATURES // (n_tokens * len(self.projection)))
+        parts = zip(*(u.split(n_together) for u in heads), strict=True)
+        mixed = torch.cat([self._attend(*part, turns) for part in parts])
+        mixed = mixed.unflatten(0, (len(x), -1)).transpose(1, 2).flatten(2)
+        return self.output(mixed)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """Reorder (batch, token, d_model) to (batch * head, token, head width)."""
+        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2).flatten(0, 1)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, turns: Tensor
+    ) -> Tensor:
+        """Mix the tokens of every head, (head, token, head width)."""
+        query = self._features(query, turns)  # (head, token, m)
+        key = self._features(key, turns)
+        summary = key.transpose(1, 2) @ value  # (head, m, head width)
+        total = query @ key.sum(dim=1).unsqueeze(-1)  # positive by s
+        return (query @ summary) / total
+
     def _features(self, x: Tensor, turns: Tensor) -> Tensor:
         """Rotate queries or keys by position, then map them to random features."""
         # Pairs of channels are complex numbers, which have no half precision.
@@ -193,20 +223,4 @@ class PerformerAttention(nn.Module):
         rotated = torch.view_as_real(turned).flatten(-2)
         # relu(u) + s is max(u + s, s), and the sum is part of the product.
         shift = self.projection.new_full((len(self.projection),), self.stabilizer)
-        return F.linear(rotated, self.projection, shift).clamp_min(self.stabilizer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix tokens: (batch, token, d_model) to the same shape."""
-        n_tokens = x.shape[1]
-        turns = torch.complex(self.cosine[:n_tokens], self.sine[:n_tokens])
-        inputs = (self.query(x), self.key(x), self.value(x))
-        heads = (u.unflatten(-1, (self.n_heads, -1)).unbind(2) for u in inputs)
-        mixed = []
-        # One head at a time, as the features of all would not fit into a cache.
-        for query, key, value in zip(*heads, strict=True):
-            query = self._features(query, turns)  # (batch, token, m)
-            key = self._features(key, turns)
-            summary = key.transpose(1, 2) @ value  # (batch, m, head width)
-            total = query @ key.sum(dim=1).unsqueeze(-1)  # positive by s
-            mixed.append((query @ summary) / total)
-        return self.output(torch.cat(mixed, dim=-1))
+        return F.linear(rotated, self.projection, shift).clamp_min_(self.stabilizer)

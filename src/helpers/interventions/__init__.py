@@ -338,22 +338,24 @@ def effects(
         parts = [restart(model, part, layer) for part in streams.split(batch_size)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    baseline = outcome(run(x))
     edited, norms = [], []
     deltas = iter(deltas)
     # As many edits as share one forward pass, in memory that serves all of them.
     n_together = max(1, batch_size // len(x))
     space = x.new_empty(n_together, *x.shape)
-    while group := list(islice(deltas, n_together)):
-        stacked = space[: len(group)]
-        for slot, delta in zip(stacked, group, strict=True):
-            slot.copy_(delta)
-        norms.append(torch.linalg.vector_norm(stacked, dim=(2, 3), dtype=torch.float32))
-        outputs = run(stacked.add_(x).flatten(0, 1))
-        edited += [outcome(output) for output in outputs.split(len(x))]
+    with torch.inference_mode():  # no_grad would still count versions of tensors
+        baseline = outcome(run(x))
+        while group := list(islice(deltas, n_together)):
+            stacked = space[: len(group)]
+            for slot, delta in zip(stacked, group, strict=True):
+                slot.copy_(delta)
+            norm = torch.linalg.vector_norm(stacked, dim=(2, 3), dtype=torch.float32)
+            norms.append(norm)
+            outputs = run(stacked.add_(x).flatten(0, 1))
+            edited += [outcome(output) for output in outputs.split(len(x))]
     if not edited:
         raise ValueError("deltas must hold at least one edit; got none")
-    return Effects(baseline, torch.stack(edited), torch.cat(norms))
+    return Effects(baseline.clone(), torch.stack(edited), torch.cat(norms))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from helpers.activations import (
 from helpers.runs import code_digest
 from helpers.sae import BatchTopKSAE, SAEConfig, Trained, evaluate, train
 from helpers.sae._peers import Peers
-from helpers.stages._study import Study, extract
+from helpers.stages._study import Study
 
 __all__ = ["read_cards", "sae_config", "train_saes"]
 
@@ -45,7 +45,7 @@ def train_saes(
     Where torch.distributed is initialized (`helpers.train_saes`), the first process
     makes the artefacts and the others take part in the training.
     """
-    store, peers = extract(study), Peers.present()
+    store, peers = study.store, Peers.present()
     config = config or sae_config(study.model.config.d_model)
     config = replace(config, random_state=study.seed)
     recipe = {

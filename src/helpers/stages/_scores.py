@@ -15,7 +15,7 @@ from helpers.activations import (
 from helpers.cds import context_divergence, layer_curve
 from helpers.runs import code_digest
 from helpers.stages._dictionaries import train_saes
-from helpers.stages._study import Study, extract
+from helpers.stages._study import Study
 
 __all__ = [
     "called_features",
@@ -34,7 +34,7 @@ ALPHA = 0.05  # family-wise, per block
 def summaries(study: Study) -> dict[int, WindowSummary]:
     """Return mean activation and firing rate of every feature per window."""
     saes = train_saes(study)
-    store = extract(study)
+    store = study.store
     found = {}
     for layer in study.blocks:
 
@@ -204,7 +204,7 @@ def feature_acts(
     numpy.ndarray, shape (n_biosamples, n_windows, n_tokens, n_features), float32
     """
     sae = train_saes(study)[layer]
-    store = extract(study)
+    store = study.store
     array, step = store.layer(layer), store.chunk_windows
     windows = np.asarray(windows)
     chosen = torch.tensor(np.asarray(features), device=study.device)

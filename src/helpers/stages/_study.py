@@ -111,9 +111,14 @@ class Study:
 
     def pair(self, lineage: str) -> tuple[int, int]:
         """Return the positions of the in vitro and in vivo biosample of a lineage."""
-        rows = self.design[self.design["lineage"] == lineage]
-        position = {c: i for i, c in rows["context"].items()}
-        return position["in_vitro"], position["in_vivo"]
+        return self._pairs[lineage]
+
+    @cached_property
+    def _pairs(self) -> dict[str, tuple[int, int]]:
+        position: dict[str, dict[str, int]] = {}
+        for b, row in enumerate(self.design.itertuples()):
+            position.setdefault(row.lineage, {})[row.context] = b
+        return {x: (of["in_vitro"], of["in_vivo"]) for x, of in position.items()}
 
 
 def data_recipe(dataset: WindowDataset) -> dict:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import numpy as np
 import pysam
+
+from helpers.windows._own_reader import OwnReader
 
 __all__ = ["N_CODE", "Genome"]
 
@@ -46,13 +47,13 @@ class Genome:
         self.path = Path(path)
         _check_files(self.path)
         try:
-            self._fasta = pysam.FastaFile(str(self.path))
+            self._file = OwnReader(lambda: pysam.FastaFile(str(self.path)))
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.path}: not an indexed FASTA: {error}") from None
-        self._lock = threading.Lock()  # a FastaFile has one position
         self.lengths: dict[str, int] = {}
         self._regions: dict[str, list[tuple[int, int, str]]] = {}
-        lengths = zip(self._fasta.references, self._fasta.lengths, strict=True)
+        with self._file.using() as fasta:
+            lengths = list(zip(fasta.references, fasta.lengths, strict=True))
         for record, length in lengths:
             self._add(record, length)
 
@@ -71,8 +72,8 @@ class Genome:
 
     def _fetch(self, record: str, start: int, end: int) -> bytes:
         try:
-            with self._lock:
-                text = self._fasta.fetch(record, start, end)
+            with self._file.using() as fasta:
+                text = fasta.fetch(record, start, end)
         except (OSError, ValueError) as error:
             text, reason = "", f": {error}"
         else:

@@ -6,7 +6,6 @@ the authors of EpiBERT widen theirs (Javed et al. 2025, Cell Genomics 5:100762).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from helpers.tissues import Biosample
 from helpers.windows._bigwig import named_errors, open_bigwig
 from helpers.windows._genome import Genome
+from helpers.windows._own_reader import OwnReader
 
 __all__ = ["BIN_BP", "WIDEN_BP", "Track"]
 
@@ -37,7 +37,7 @@ def _shares(widen_bp: int) -> np.ndarray:
 class Track:
     """A bigWig with the scale and kind its tissue file declares.
 
-    Threads may share a track.
+    Threads and forked processes may share a track.
 
     Parameters
     ----------
@@ -68,10 +68,14 @@ class Track:
         self._shares = _shares(WIDEN_BP if is_cuts else 0)
         if not self.path.is_file():
             raise FileNotFoundError(f"bigWig not found: {self.path}")
-        self._lock = threading.Lock()
-        self._file = open_bigwig(self.path.open("rb"), str(self.path))
-        with named_errors(f"{self.path}: cannot read its header"):
-            totals, lengths = self._file.info()["summary"], self._file.chroms()
+        self._file = OwnReader(
+            lambda: open_bigwig(self.path.open("rb"), str(self.path))
+        )
+        with (
+            self._file.using() as file,
+            named_errors(f"{self.path}: cannot read its header"),
+        ):
+            totals, lengths = file.info()["summary"], file.chroms()
         if totals["min"] < 0 or not np.isfinite(totals["sum"]):
             raise ValueError(
                 f"{self.path}: expected counts or coverage; found negative or "
@@ -118,12 +122,10 @@ class Track:
         """
         margin = _REACH * BIN_BP
         with (
-            self._lock,
+            self._file.using() as file,
             named_errors(f"{self.path}: cannot read {chrom}:{start}-{end}"),
         ):
-            base = self._file.values(
-                chrom, start - margin, end + margin, fillna=0.0, oob=0.0
-            )
+            base = file.values(chrom, start - margin, end + margin, fillna=0.0, oob=0.0)
         # (bins on both sides, bins): what every bin gives to those around it.
         given = self._shares @ base.reshape(-1, BIN_BP).T
         n_bins = (end - start) // BIN_BP
