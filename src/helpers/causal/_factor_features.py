@@ -202,7 +202,7 @@ def _one_by_one(
     }
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _zero_alone(
     study: Study,
     of_block: Dictionary,
