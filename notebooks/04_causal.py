@@ -565,7 +565,7 @@ if factors is not None:
     for _, row in strict.sort_values("n_specific").iterrows():
         lines.append(
             f"- {row['selection']}, track {row['track']}: **{row['n_specific']} of "
-            f"{row['n_factors']}** (95% {row['low']:.0f} to {row['high']:.0f})"
+            f"{row['n_factors']}** (sure {row['low']}, possible {row['high']})"
         )
     display(Markdown("\n".join(lines)))
     factors["lowers"] = factors["at_sites_high"] < 0
@@ -581,8 +581,9 @@ if factors is not None:
     display(table.round(3))
 
 # %% [markdown]
-# Intervals resample genomic blocks, the same for all factors.
-# Resampling adds noise to every ratio, so that fewer pass the threshold in a draw than in the data: an interval may lie below its count.
+# Genomic blocks are resampled, the same for all factors.
+# A factor is *sure* if it passes the threshold in at least 97.5 % of the draws, *possible* if in more than 2.5 %.
+# These are counts of factors, not an interval of the count: resampling adds noise to every ratio, so that the count in a draw would be lower than in the data.
 # A factor counts if its features were found at all on `tune`.
 # Each marker below is a factor in the block chosen on `tune`; above the dotted line the change at its own sites is more than five times that elsewhere.
 

@@ -86,9 +86,9 @@ def factor_counts(study: Study) -> pd.DataFrame:
     pandas.DataFrame
         One row per ``track``, ``selection`` and ``control`` (``elsewhere``,
         ``anywhere``): ``n_factors`` tested, of which ``n_specific`` have a prediction
-        that falls at the sites, five times more than at the control, with a 95 %
-        interval ``low``, ``high`` over draws of genomic blocks, the same for all
-        factors.
+        that falls at the sites, five times more than at the control. It does so in at
+        least 97.5 % of the draws of genomic blocks for ``low`` of them, in more than
+        2.5 % for ``high``: fewer are sure, and more possible.
     """
     return _tables(study)[1]
 
@@ -142,14 +142,18 @@ def _count(table: pd.DataFrame, draws: np.ndarray) -> pd.DataFrame:
     estimates = table[list(GROUPS)].to_numpy()[..., None]
     for key, group in table.groupby(["track", "selection"], sort=False):
         for k, control in enumerate(GROUPS[1:], start=1):
-            n, of_draws = (
-                is_specific(x[group.index, 0], x[group.index, k]).sum(axis=0)
+            passed, of_draws = (
+                is_specific(x[group.index, 0], x[group.index, k])
                 for x in (estimates, draws)
             )
-            low, high = np.quantile(of_draws, [0.025, 0.975])
+            # Of the sum over factors, draws would be lower than the data: resampling
+            # adds noise to every ratio, and few factors are far above the threshold.
+            share = of_draws.mean(axis=1)
             row = dict(zip(("track", "selection"), key, strict=True))
             row |= {"control": control, "n_factors": len(group)}
-            rows.append(row | {"n_specific": n[0], "low": low, "high": high})
+            row |= {"n_specific": int(passed.sum())}
+            row |= {"low": int((share >= 0.975).sum())}
+            rows.append(row | {"high": int((share > 0.025).sum())})
     return pd.DataFrame(rows)
 
 
