@@ -346,16 +346,17 @@ def effects(
     with torch.inference_mode():  # no_grad would still count versions of tensors
         baseline = outcome(run(x))
         while group := list(islice(deltas, n_together)):
-            stacked = space[: len(group)]
-            for slot, delta in zip(stacked, group, strict=True):
-                slot.copy_(delta)
-            norm = torch.linalg.vector_norm(stacked, dim=(2, 3), dtype=torch.float32)
-            norms.append(norm)
-            outputs = run(stacked.add_(x).flatten(0, 1))
+            for slot, delta in zip(space, group, strict=False):
+                torch.add(x, delta, out=slot)
+                norm = torch.linalg.vector_norm(
+                    delta.expand_as(x), dim=(1, 2), dtype=torch.float32
+                )
+                norms.append(norm)
+            outputs = run(space[: len(group)].flatten(0, 1))
             edited += [outcome(output) for output in outputs.split(len(x))]
     if not edited:
         raise ValueError("deltas must hold at least one edit; got none")
-    return Effects(baseline.clone(), torch.stack(edited), torch.cat(norms))
+    return Effects(baseline.clone(), torch.stack(edited), torch.stack(norms))
 
 
 @torch.no_grad()
