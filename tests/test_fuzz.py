@@ -20,6 +20,19 @@ def test_damaged_files_are_read_or_refused_by_name(name):
     assert (found["outcome"] == "read").all() == name.startswith(MENDED)
 
 
+# Inputs that once ended otherwise.
+FOUND = [
+    ("alignments, inside (BAM)", 5681),  # a header that can be read once
+    ("alignments, inside (BAM)", 12963),  # a mapped read without CIGAR
+]
+
+
+@pytest.mark.parametrize(("name", "seed"), FOUND)
+def test_inputs_that_were_findings_are_refused_by_name(name, seed):
+    found = fuzz.fuzz(name, range(seed, seed + 1))
+    assert found["outcome"].tolist() == ["refused"]
+
+
 def test_a_seed_gives_the_same_damage():
     content = b"chr1\t0\t10\n" * 5
     first, again = (fuzz.mutated(content, np.random.default_rng(7)) for _ in range(2))

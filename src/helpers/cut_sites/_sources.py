@@ -221,7 +221,8 @@ def _open_bam(path: Path, sizes: Mapping[str, int]) -> Source:
             if bam.nocoordinate:
                 tally.dropped[_EXCLUDED_FLAGS[0][1]] += bam.nocoordinate
             for chrom in bam.references:
-                stretches = _bam_cuts(path, bam.fetch(chrom), tally, chrom in sizes)
+                reads = _reads_of(path, bam, chrom)
+                stretches = _bam_cuts(path, reads, tally, chrom in sizes)
                 if chrom in sizes:
                     yield chrom, stretches
                 else:
@@ -257,6 +258,15 @@ def _check_assembly(
             f"{path}: aligned to another assembly than genome_sizes: "
             + "; ".join(problems)
         )
+
+
+def _reads_of(
+    path: Path, bam: pysam.AlignmentFile, chrom: str
+) -> Iterable[pysam.AlignedSegment]:
+    try:
+        return bam.fetch(chrom)
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged header: {error}") from None
 
 
 def _bam_cuts(
@@ -313,6 +323,10 @@ def _bam_cuts(
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}: damaged, or not what its index says: {error}"
+        ) from None
+    except TypeError:  # the end of what is aligned nowhere is None
+        raise ValueError(
+            f"{path}: damaged: a mapped read on {read.reference_name} has no CIGAR"
         ) from None
     yield stretch(start)
     for flag, n in skipped.items():
