@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+import threading
 from collections import Counter
 from dataclasses import replace
 
@@ -505,6 +506,25 @@ def test_command_line_prints_the_lines_of_a_tissue_file(tmp_path, capsys):
         "scale": pytest.approx(20e6 / len(some)),
     }
     assert as_counter(read_counts(output)) == reference_sites(some)
+
+
+def test_an_abandoned_reader_is_not_waited_for():
+    """The garbage collector may end it where waiting for a thread never ends."""
+    go_on = threading.Event()
+
+    def chunks():
+        yield "first"
+        go_on.wait(60)
+        yield "second"
+
+    reader = _cut_sources._ahead(chunks())
+    assert next(reader) == "first"
+    closing = threading.Thread(target=reader.close)
+    closing.start()
+    closing.join(timeout=20)
+    ended = not closing.is_alive()
+    go_on.set()
+    assert ended
 
 
 # --- Damaged indexes, which HTSlib believes ---

@@ -135,4 +135,5 @@ def _streams(
                 ahead = pool.submit(read, *following)
             yield *place, streams
     finally:
-        pool.shutdown(cancel_futures=True)
+        # Without waiting: an abandoned generator may end in any thread.
+        pool.shutdown(wait=False, cancel_futures=True)

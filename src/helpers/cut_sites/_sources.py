@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pysam
+from pandas.io.parsers import TextFileReader
 
 from helpers.cut_sites._hts_index import check_indexes
 
@@ -410,7 +411,7 @@ def _fragment_runs(path: Path, n_header: int) -> Iterator[_Run]:
     """Yield the fragments of a file in its order."""
     line = n_header + 1
     try:
-        with pd.read_csv(
+        chunks = pd.read_csv(
             path,
             sep="\t",
             header=None,
@@ -422,28 +423,34 @@ def _fragment_runs(path: Path, n_header: int) -> Iterator[_Run]:
             quoting=csv.QUOTE_NONE,
             keep_default_na=False,
             chunksize=_LINES_PER_CHUNK,
-        ) as chunks:
-            for chunk in _ahead(chunks):
-                code = chunk["chrom"].cat.codes.to_numpy()
-                start, end = chunk["start"].to_numpy(), chunk["end"].to_numpy()
-                begins = np.flatnonzero(np.diff(code, prepend=-1))
-                for first, past in pairwise([*begins.tolist(), len(chunk)]):
-                    chrom = chunk["chrom"].cat.categories[code[first]]
-                    yield _Run(chrom, start[first:past], end[first:past], line + first)
-                line += len(chunk)
+        )
+        for chunk in _ahead(chunks):
+            code = chunk["chrom"].cat.codes.to_numpy()
+            start, end = chunk["start"].to_numpy(), chunk["end"].to_numpy()
+            begins = np.flatnonzero(np.diff(code, prepend=-1))
+            for first, past in pairwise([*begins.tolist(), len(chunk)]):
+                chrom = chunk["chrom"].cat.categories[code[first]]
+                yield _Run(chrom, start[first:past], end[first:past], line + first)
+            line += len(chunk)
     except (ValueError, OverflowError, *_DAMAGE) as error:
         raise ValueError(
             f"{path}, line {line} or later: damaged, or not chrom, start, end: {error}"
         ) from None
 
 
-def _ahead(chunks: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+def _ahead(chunks: TextFileReader) -> Iterator[pd.DataFrame]:
     """Parse the next chunk in a thread while the last one is worked on."""
-    with ThreadPoolExecutor(1) as pool:
+    pool = ThreadPoolExecutor(1)
+    try:
         coming = pool.submit(next, chunks, None)
         while (chunk := coming.result()) is not None:
             coming = pool.submit(next, chunks, None)
             yield chunk
+        chunks.close()
+    finally:
+        # Without waiting: the garbage collector may end an abandoned generator in a
+        # thread that holds what the end of another thread waits for.
+        pool.shutdown(wait=False)
 
 
 def _fragment_cuts(

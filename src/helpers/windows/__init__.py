@@ -273,7 +273,8 @@ class WindowDataset:
             if ahead is not None:
                 yield finish(*ahead)
         finally:
-            pool.shutdown(cancel_futures=True)
+            # Without waiting: an abandoned generator may end in any thread.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def target(self, windows: Sequence[int], biosample: int) -> np.ndarray:
         """Return the measured signal per token, shape (n, n_tokens)."""
