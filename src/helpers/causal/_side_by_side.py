@@ -130,7 +130,7 @@ def _received(pipes: Sequence[Connection]) -> Iterator[tuple[int, object]]:
         for pipe in wait(open_pipes):
             try:
                 k, result, error = pickle.loads(pipe.recv_bytes())
-            except EOFError:  # it found no item left
+            except (EOFError, OSError):  # it found no item left, or was killed
                 open_pipes.remove(pipe)
                 continue
             if error is not None:
