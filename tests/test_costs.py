@@ -200,8 +200,13 @@ def expected(stage, sizes):
 
 def work(study, run):
     """Count the passes of a stage whose inputs have been made before."""
-    with count_passes(study.model) as found:
-        run()
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # or other processes would make some of them
+    try:
+        with count_passes(study.model) as found:
+            run()
+    finally:
+        torch.set_num_threads(n_threads)
     return dict(found)
 
 

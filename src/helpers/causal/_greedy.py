@@ -46,8 +46,8 @@ def forward_selection(study: Study) -> pd.DataFrame:
 
     At the block of the endpoint, in all lineages at once, without a dose: features of
     the in vitro input get the activations they have on the same window in vivo.
-    Candidates are the features, significant or not, that move the output most along
-    the gap to first order.
+    Candidates are the features that fire on select windows, significant or not, and
+    move the output most along the gap to first order.
 
     Parameters
     ----------
@@ -94,7 +94,9 @@ def _greedy(
 ) -> tuple[list[int], list[float]]:
     """Return features in the order in which they close most, and GC2 after each."""
     score = _first_order(study, of_block, windows)
-    left = np.argsort(-score, kind="stable")[:N_CANDIDATES].tolist()
+    firing = np.flatnonzero(of_block.features.density > 0)
+    order = np.argsort(-score[firing], kind="stable")
+    left = firing[order][:N_CANDIDATES].tolist()
     taken: list[int] = []
     closed: list[float] = []
     while left and len(taken) < N_STEPS:
