@@ -858,6 +858,17 @@ def test_forward_selection_takes_the_feature_that_carries_the_gap(steered):
     assert (greedy["low"] <= greedy["gc2"] + 1e-9).all()
 
 
+def test_features_without_a_match_are_not_taken_one_by_one(shifted):
+    """What does not fire on select windows has no random sets to be compared with."""
+    of_block = _selection.dictionaries(shifted)[0]
+    density = of_block.features.density.copy()
+    density[DRIVER] = 0
+    quiet = of_block._replace(features=of_block.features._replace(density=density))
+    for known, expected in ((of_block, True), (quiet, False)):
+        order, _ = _greedy._greedy(shifted, known, np.arange(4))
+        assert (DRIVER in order) == expected
+
+
 def test_a_dose_is_spread_over_the_blocks(steered):
     """The blocks of the planted model leave the stream alone: shares add up."""
     table = steered.table.query("lineage == 'pooled' and tokens == 'all'")
