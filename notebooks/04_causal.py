@@ -671,7 +671,7 @@ if factors is not None:
     takeaways += (
         f"- Of {one['n_factors']} planted factors with features of their own, zeroing these "
         f"lowers the prediction at the factor's sites at least five times more than elsewhere "
-        f"for {one['n_specific']} (95% {one['low']:.0f} to {one['high']:.0f}; features chosen "
+        f"for {one['n_specific']} (sure for {one['low']}, possible for {one['high']}; features chosen "
         "by output, track visible, [factors](#fig-factors)).\n"
     )
 display(Markdown(takeaways))
