@@ -565,7 +565,8 @@ if factors is not None:
     for _, row in strict.sort_values("n_specific").iterrows():
         lines.append(
             f"- {row['selection']}, track {row['track']}: **{row['n_specific']} of "
-            f"{row['n_factors']}** (sure {row['low']}, possible {row['high']})"
+            f"{row['n_factors']}** (sure {row['n_sure']}, possible "
+            f"{row['n_possible']})"
         )
     display(Markdown("\n".join(lines)))
     factors["lowers"] = factors["at_sites_high"] < 0
@@ -671,8 +672,8 @@ if factors is not None:
     takeaways += (
         f"- Of {one['n_factors']} planted factors with features of their own, zeroing these "
         f"lowers the prediction at the factor's sites at least five times more than elsewhere "
-        f"for {one['n_specific']} (sure for {one['low']}, possible for {one['high']}; features chosen "
-        "by output, track visible, [factors](#fig-factors)).\n"
+        f"for {one['n_specific']} (sure for {one['n_sure']}, possible for {one['n_possible']}; "
+        "features chosen by output, track visible, [factors](#fig-factors)).\n"
     )
 display(Markdown(takeaways))
 

@@ -802,7 +802,7 @@ def test_specific_factors_are_counted_with_the_draws():
     draws = np.repeat(draws, 4, axis=2)
     draws[0, 1] = [-0.1, -0.1, -0.1, -0.9]
     counts = _specificity._count(table, draws).set_index("control")
-    columns = ["n_factors", "n_specific", "low", "high"]
+    columns = ["n_factors", "n_specific", "n_sure", "n_possible"]
     assert counts.loc["elsewhere", columns].tolist() == [3, 1, 0, 1]
     assert counts.loc["anywhere", columns].tolist() == [3, 2, 2, 2]
 

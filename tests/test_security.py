@@ -63,8 +63,9 @@ def test_nothing_read_can_run(path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_nothing_is_pickled(path):
-    if path.name == "_side_by_side.py":  # what a process hands to its own copy
-        return
+    forbidden = set(FORBIDDEN_MODULES)
+    if path.name == "_side_by_side.py":
+        forbidden.remove("pickle")  # what a process hands to the one it is a copy of
     for node in nodes(path):
         if isinstance(node, ast.Import):
             names = {alias.name.partition(".")[0] for alias in node.names}
@@ -72,7 +73,7 @@ def test_nothing_is_pickled(path):
             names = {(node.module or "").partition(".")[0]}
         else:
             continue
-        assert not names & FORBIDDEN_MODULES
+        assert not names & forbidden
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)

@@ -63,7 +63,7 @@ def side_by_side(
         return [run(item) for item in tqdm(items, desc=desc)]
     found = {}
     with _workers(run, items, n_workers) as pipes:
-        for k, result in tqdm(_received(pipes), total=len(items), desc=desc):
+        for k, result in tqdm(_reports(pipes, len(items)), total=len(items), desc=desc):
             found[k] = result
     if lost := len(items) - len(found):
         raise RuntimeError(f"{desc}: {lost} not done, as a process was killed")
@@ -74,18 +74,13 @@ def side_by_side(
 def _workers(
     run: Callable[[Item], Result], items: Sequence[Item], n_workers: int
 ) -> Iterator[list[Connection]]:
-    """Start processes that share the items out, and yield where they report to."""
+    """Start processes that wait for positions of items, and yield a pipe to each."""
     fork = multiprocessing.get_context("fork")
-    pending = fork.SimpleQueue()
-    for k in range(len(items)):
-        pending.put(k)
-    for _ in range(n_workers):
-        pending.put(None)
     processes, pipes = [], []
     try:
         for _ in range(n_workers):
-            ours, theirs = fork.Pipe(duplex=False)
-            arguments = (run, items, pending, theirs, os.getpid())
+            ours, theirs = fork.Pipe()
+            arguments = (run, items, theirs, os.getpid())
             process = fork.Process(target=_work, args=arguments, daemon=True)
             with warnings.catch_warnings():  # that other threads are not copied
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -96,24 +91,21 @@ def _workers(
         yield pipes
     finally:
         for process in processes:
-            process.terminate()  # at once if it has ended
+            process.kill()
             process.join()
 
 
 def _work(
-    run: Callable[[Item], Result],
-    items: Sequence[Item],
-    pending: multiprocessing.SimpleQueue,
-    pipe: Connection,
-    parent: int,
+    run: Callable[[Item], Result], items: Sequence[Item], pipe: Connection, parent: int
 ) -> None:
-    """Take items until none is left, in a process that does not outlive its parent."""
+    """Do one item after the other, in a process that does not outlive its parent."""
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     torch.set_num_threads(1)
-    while (k := pending.get()) is not None:
+    while True:
+        k = pipe.recv()
         try:
             report = pickle.dumps((k, run(items[k]), None))
         except Exception as error:
@@ -123,16 +115,24 @@ def _work(
         pipe.send_bytes(report)
 
 
-def _received(pipes: Sequence[Connection]) -> Iterator[tuple[int, object]]:
-    """Yield position and result of every item, as they come."""
-    open_pipes = list(pipes)
-    while open_pipes:
-        for pipe in wait(open_pipes):
+def _reports(pipes: Sequence[Connection], n_items: int) -> Iterator[tuple[int, object]]:
+    """Hand out items, and yield position and result of each as they come."""
+    pending = iter(range(n_items))
+    for pipe, k in zip(pipes, pending, strict=False):
+        pipe.send(k)
+    busy = list(pipes)
+    while busy:
+        for pipe in wait(busy):
             try:
                 k, result, error = pickle.loads(pipe.recv_bytes())
-            except (EOFError, OSError):  # it found no item left, or was killed
-                open_pipes.remove(pipe)
+            except (EOFError, OSError):  # the process was killed
+                busy.remove(pipe)
                 continue
             if error is not None:
                 raise error
+            following = next(pending, None)
+            if following is None:
+                busy.remove(pipe)
+            else:
+                pipe.send(following)
             yield k, result

@@ -87,8 +87,8 @@ def factor_counts(study: Study) -> pd.DataFrame:
         One row per ``track``, ``selection`` and ``control`` (``elsewhere``,
         ``anywhere``): ``n_factors`` tested, of which ``n_specific`` have a prediction
         that falls at the sites, five times more than at the control. It does so in at
-        least 97.5 % of the draws of genomic blocks for ``low`` of them, in more than
-        2.5 % for ``high``: fewer are sure, and more possible.
+        least 97.5 % of the draws of genomic blocks for ``n_sure`` of them, in more than
+        2.5 % for ``n_possible``.
     """
     return _tables(study)[1]
 
@@ -151,9 +151,12 @@ def _count(table: pd.DataFrame, draws: np.ndarray) -> pd.DataFrame:
             share = of_draws.mean(axis=1)
             row = dict(zip(("track", "selection"), key, strict=True))
             row |= {"control": control, "n_factors": len(group)}
-            row |= {"n_specific": int(passed.sum())}
-            row |= {"low": int((share >= 0.975).sum())}
-            rows.append(row | {"high": int((share > 0.025).sum())})
+            row |= {
+                "n_specific": int(passed.sum()),
+                "n_sure": int((share >= 0.975).sum()),
+                "n_possible": int((share > 0.025).sum()),
+            }
+            rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -264,6 +264,7 @@ def _check_assembly(
 def _reads_of(
     path: Path, bam: pysam.AlignmentFile, chrom: str
 ) -> Iterable[pysam.AlignedSegment]:
+    """Return the reads of a chromosome; damaged headers can fail as late as here."""
     try:
         return bam.fetch(chrom)
     except ValueError as error:
