@@ -22,6 +22,7 @@ def test_damaged_files_are_read_or_refused_by_name(name):
 
 # Inputs that once ended otherwise.
 FOUND = [
+    ("motifs (HOMER)", 4383),  # a second motif without threshold
     ("alignments, inside (BAM)", 5681),  # a header that can be read once
     ("alignments, inside (BAM)", 12963),  # a mapped read without CIGAR
 ]

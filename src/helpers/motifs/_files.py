@@ -237,7 +237,9 @@ def _parse_meme(lines: list[str]) -> list[Motif]:
     families = {}
     for line in lines:
         if line.startswith("# family "):
-            motif_id, family = line.removeprefix("# family ").split(maxsplit=1)
+            motif_id, _, family = line.removeprefix("# family ").strip().partition(" ")
+            if not family.strip():
+                raise ValueError(f"no family in the line {line.strip()[:60]!r}")
             families[motif_id] = family.strip()
     motifs = []
     for block in _blocks(lines, "MOTIF "):
@@ -265,7 +267,9 @@ def _parse_meme(lines: list[str]) -> list[Motif]:
 
 
 def _jaspar_motif(block: list[str]) -> Motif:
-    motif_id, *name = block[0][1:].split(maxsplit=1)
+    motif_id, *name = block[0][1:].split(maxsplit=1) or [""]
+    if not motif_id:
+        raise ValueError("a motif has no identifier after '>'")
     rows = [line.strip().lstrip("ACGTacgt").strip(" \t[]") for line in block[1:]]
     counts = [_numbers(row, motif_id) for row in rows]
     if len(counts) != 4 or len({len(row) for row in counts}) != 1:
@@ -283,6 +287,11 @@ def _jaspar_motif(block: list[str]) -> Motif:
 
 def _homer_motif(block: list[str]) -> Motif:
     fields = block[0][1:].split("\t")
+    if len(fields) < 3:
+        raise ValueError(
+            "a motif's first line must hold consensus, name and threshold, separated "
+            f"by tabs; found {block[0].strip()[:60]!r}"
+        )
     full_name = fields[1].strip()
     name, _, rest = full_name.partition("(")  # CTCF(Zf)/CD4+-CTCF-ChIP-Seq/Homer
     family = rest.partition(")")[0] or None
