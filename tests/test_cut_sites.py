@@ -15,7 +15,7 @@ import yaml
 from helpers import cut_sites
 from helpers.cut_sites import (
     LeftOutFragmentsWarning,
-    _hts_index,
+    _hts_checks,
     genome_sizes,
     write_cut_sites,
 )
@@ -549,7 +549,7 @@ def test_a_damaged_index_of_fragments_is_refused_before_it_is_read(tmp_path):
 
 
 def _check_damaged(path, index, content):
-    _hts_index.check_indexes(path)
+    _hts_checks.check_indexes(path)
     for damaged in (content[:-9], content[:40], b"XXI\1" + content[4:], content + b"x"):
         index.write_bytes(damaged)
         with pytest.raises(
@@ -561,4 +561,4 @@ def _check_damaged(path, index, content):
     damaged[at : at + 4] = (2**31 - 1).to_bytes(4, "little")
     index.write_bytes(damaged)
     with pytest.raises(ValueError, match="damaged index"):
-        _hts_index.check_indexes(path)
+        _hts_checks.check_indexes(path)

@@ -25,6 +25,13 @@ FOUND = [
     ("motifs (HOMER)", 4383),  # a second motif without threshold
     ("alignments, inside (BAM)", 5681),  # a header that can be read once
     ("alignments, inside (BAM)", 12963),  # a mapped read without CIGAR
+    ("alignments, inside (BAM)", 79381),  # a header that announces gigabytes
+    ("alignments (BAM)", 3636),  # gzip, and nearly BGZF
+    ("model, forged (safetensors)", 10853),  # a size that would take all memory
+    ("model, forged (safetensors)", 34747),  # a list for a number
+    ("activations (zarr)", 2076),  # chunks larger than any window number
+    ("activations (zarr)", 37222),  # chunks of nothing
+    ("experiment of ENCODE (JSON)", 82417),  # a list for a status
 ]
 
 

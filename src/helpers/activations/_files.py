@@ -199,13 +199,15 @@ def read_array(group: zarr.Group, name: str) -> zarr.Array:
     """Return an array of a store; raise ValueError if it is not what it must be."""
     attributes = group.attrs.asdict()
     n_windows = len(attributes["windows"]["chrom"])
-    shape, dtype = (n_windows,), "uint8"
+    before, after, dtype = (), (), "uint8"  # axes besides that of the windows
     if name.startswith("layer"):
-        sizes = attributes["n_tokens"], attributes["d_model"]
-        shape, dtype = (len(attributes["biosamples"]), n_windows, *sizes), "float16"
+        before = (len(attributes["biosamples"]),)
+        after, dtype = (attributes["n_tokens"], attributes["d_model"]), "float16"
+    shape = (*before, n_windows, *after)
     try:
         array = group[name]
         found = (array.shape, str(array.dtype))
+        step = array.chunks[len(before)]
     except Exception as error:  # of any kind, where metadata are damaged
         raise ValueError(
             f"{place(group)}: {name} is damaged: {error!r}; {ADVICE}"
@@ -214,6 +216,11 @@ def read_array(group: zarr.Group, name: str) -> zarr.Array:
         raise ValueError(
             f"{place(group)}: {name} must be {dtype} of shape {shape}; found "
             f"{found[1]} of {found[0]}; {ADVICE}"
+        )
+    if array.chunks != (*(1 for _ in before), step, *after) or not 0 < step <= n_windows:
+        raise ValueError(
+            f"{place(group)}: {name} must have chunks of whole windows of one biosample; "
+            f"found {array.chunks}; {ADVICE}"
         )
     return array
 

@@ -24,7 +24,7 @@ import pandas as pd
 import pysam
 from pandas.io.parsers import TextFileReader
 
-from helpers.cut_sites._hts_index import check_indexes
+from helpers.cut_sites._hts_checks import check_bam_header, check_indexes
 
 __all__ = ["MIN_MAPPING_QUALITY", "Cuts", "Source", "Tally", "open_source"]
 
@@ -48,6 +48,7 @@ _THREADS = 2  # a third finds nothing to do beside the loop over reads
 _READS_TO_JUDGE = 10_000
 _LINES_TO_JUDGE = 10_000
 _DAMAGE = (OSError, EOFError, zlib.error)  # what decompression raises
+_BGZF_START = bytes.fromhex("1f8b0804" + "00" * 6 + "060042430200")  # and 6 of any value
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003" + "00" * 9)
 
 
@@ -149,7 +150,7 @@ def _check_bgzf(path: Path) -> None:
         head = file.read(16)
         file.seek(-min(len(_BGZF_END), path.stat().st_size), 2)
         tail = file.read()
-    if head[:4] != b"\x1f\x8b\x08\x04" or head[12:14] != b"BC":
+    if head[:4] != _BGZF_START[:4] or head[10:] != _BGZF_START[10:]:
         what = "gzip, but not bgzip" if head[:2] == b"\x1f\x8b" else "not compressed"
         raise ValueError(
             f"{path}: neither a BAM nor a bgzipped fragment file ({what}); for "
@@ -180,6 +181,7 @@ def _shown(items: Iterable[str], n: int = 5) -> str:
 
 
 def _open_bam(path: Path, sizes: Mapping[str, int]) -> Source:
+    check_bam_header(path)
     try:
         bam = pysam.AlignmentFile(str(path), "rb")
     except (OSError, ValueError) as error:

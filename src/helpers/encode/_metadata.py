@@ -136,10 +136,10 @@ def _read_experiment(document: dict, source: str | Path) -> Experiment:
     ]
     return Experiment(
         accession=document["accession"],
-        status=document["status"],
-        assay=document.get("assay_term_name", ""),
+        status=_text(document, "status", None),
+        assay=_text(document, "assay_term_name"),
         biosample=_term(document),
-        summary=document.get("biosample_summary", ""),
+        summary=_text(document, "biosample_summary"),
         files=tuple(in_order(files)),
         analyses=tuple(analysis["@id"] for analysis in released),
     )
@@ -167,11 +167,11 @@ def _read_file(document: dict, source: str | Path) -> EncodeFile:
     return EncodeFile(
         accession=document["accession"],
         experiment=document["dataset"].strip("/").rpartition("/")[2],
-        assay=document.get("assay_term_name", ""),
-        status=document["status"],
-        assembly=document.get("assembly", ""),
-        output_type=document["output_type"],
-        file_format=document.get("file_type", document["file_format"]),
+        assay=_text(document, "assay_term_name"),
+        status=_text(document, "status", None),
+        assembly=_text(document, "assembly"),
+        output_type=_text(document, "output_type", None),
+        file_format=_text(document, "file_type", document["file_format"]),
         md5=document.get("md5sum"),
         size=document.get("file_size"),
         url=url,
@@ -186,6 +186,14 @@ def _read_file(document: dict, source: str | Path) -> EncodeFile:
 def in_order(files: Iterable[EncodeFile]) -> list[EncodeFile]:
     """Sort files by replicates, then accession."""
     return sorted(files, key=lambda file: (file.biological_replicates, file.accession))
+
+
+def _text(document: dict, name: str, default: str | None = "") -> str:
+    """Return a text of a document; TypeError if it is another thing, or missing."""
+    value = document.get(name, default)
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is {value!r}")
+    return value
 
 
 def _term(document: dict) -> str:

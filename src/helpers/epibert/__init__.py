@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import wraps
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ _ATAC_STEM_WIDTH = 50
 _ATAC_TOWER_POOL = 4
 _MOTIF_DROPOUT = (0.25, 0.0625)
 _FFN_WIDENING = 2
+# Numbers in projections and rotations of all blocks, which are made before weights are
+# looked at. The published model has 2^22; a damaged size would take all memory.
+_MAX_CONSTANTS = 2**28
 
 # In evaluation mode, the layers with the longest activations work on pieces of a
 # window: the stem and the first blocks of the sequence tower, whose activations then
@@ -112,6 +116,13 @@ class EpiBERTConfig:
 
     def __post_init__(self) -> None:
         """Check every field; lists (from JSON) become tuples."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not _is_like(value, field.default):
+                raise ValueError(
+                    f"{field.name} must be a value like {field.default!r}; "
+                    f"got {value!r}"
+                )
         for name, n_layers in (("sequence_filters", 6), ("atac_filters", 2)):
             filters = tuple(getattr(self, name))
             object.__setattr__(self, name, filters)
@@ -136,6 +147,14 @@ class EpiBERTConfig:
                 "the last of sequence_filters must be a multiple of 2 * n_heads, as "
                 "rotation pairs the channels of a head; got "
                 f"{self.d_model} channels for {self.n_heads} heads"
+            )
+        width = self.d_model // self.n_heads
+        n_constants = width * (max(width, self.n_random_features) + self.n_tokens)
+        if n_constants * self.n_blocks > _MAX_CONSTANTS:
+            raise ValueError(
+                "n_blocks, n_heads, n_random_features and input_length make "
+                f"{n_constants * self.n_blocks:,} numbers of projections and rotations; "
+                f"expected at most {_MAX_CONSTANTS:,}"
             )
         if not 1 <= self.head_scale <= self.d_model:
             raise ValueError(
@@ -238,6 +257,17 @@ class EpiBERTConfig:
         """Return the fields as JSON-ready values."""
         fields = dataclasses.asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Return whether a value is of the kind of a default, (nested) item by item."""
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple) and all(
+            _is_like(item, default[0]) for item in value
+        )
+    if isinstance(value, bool) or isinstance(default, bool):
+        return type(value) is type(default)
+    return isinstance(value, Integral if isinstance(default, int) else Real)
 
 
 _AUTHORS_ARGUMENTS = {

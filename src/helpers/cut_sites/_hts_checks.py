@@ -1,17 +1,18 @@
-"""Whether the index of a BAM or a fragment file is whole.
+"""Whether the header of a BAM and the index of a BAM or a fragment file are whole.
 
-HTSlib believes the numbers in it: damaged ones end the process. The layouts are those
-of the SAM, tabix and CSI specifications (samtools/hts-specs).
+HTSlib believes the numbers in them: damaged ones end the process, or take gigabytes.
+The layouts are those of the SAM, tabix and CSI specifications (samtools/hts-specs).
 """
 
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import zlib
 from pathlib import Path
 
-__all__ = ["check_indexes"]
+__all__ = ["check_bam_header", "check_indexes"]
 
 _SUFFIXES = (".bai", ".tbi", ".csi")
 _CHUNK_BYTES = 16
@@ -20,6 +21,42 @@ _MAX_BITS = 62  # of a position: 3 for each level of bins, the rest within a bin
 
 class _Damaged(Exception):
     pass
+
+
+def check_bam_header(path: Path) -> None:
+    """Check that a BAM holds the references that its header announces.
+
+    Parameters
+    ----------
+    path : Path
+        BAM file.
+
+    Raises
+    ------
+    ValueError
+        If the header is damaged.
+    """
+    try:
+        with gzip.open(path) as file:
+            _check_references(file)
+    except (_Damaged, struct.error, EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged header: {error}") from None
+
+
+def _check_references(file: gzip.GzipFile) -> None:
+    magic, n_text = struct.unpack("<4si", file.read(8))
+    if n_text < 0:
+        raise _Damaged(f"a text of {n_text} bytes")
+    file.seek(n_text, os.SEEK_CUR)
+    (n_references,) = struct.unpack("<i", file.read(4))
+    for number in range(n_references):
+        (n_name,) = struct.unpack("<i", file.read(4))
+        if n_name < 1:
+            raise _Damaged(f"reference {number} has a name of {n_name} bytes")
+        file.seek(n_name, os.SEEK_CUR)  # not read: it may be all of the file
+        (length,) = struct.unpack("<i", file.read(4))
+        if length < 0:
+            raise _Damaged(f"reference {number} has a length of {length}")
 
 
 def check_indexes(path: Path) -> None:
