@@ -26,6 +26,7 @@ FOUND = [
     ("alignments, inside (BAM)", 5681),  # a header that can be read once
     ("alignments, inside (BAM)", 12963),  # a mapped read without CIGAR
     ("alignments, inside (BAM)", 79381),  # a header that announces gigabytes
+    ("alignments (BAM)", 421),  # a block that is none, for which HTSlib waits for ever
     ("alignments (BAM)", 3636),  # gzip, and nearly BGZF
     ("model, forged (safetensors)", 10853),  # a size that would take all memory
     ("model, forged (safetensors)", 34747),  # a list for a number
