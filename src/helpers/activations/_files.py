@@ -217,10 +217,11 @@ def read_array(group: zarr.Group, name: str) -> zarr.Array:
             f"{place(group)}: {name} must be {dtype} of shape {shape}; found "
             f"{found[1]} of {found[0]}; {ADVICE}"
         )
-    if array.chunks != (*(1 for _ in before), step, *after) or not 0 < step <= n_windows:
+    chunks = (*(1 for _ in before), step, *after)  # whole windows of one biosample
+    if array.chunks != chunks or not 0 < step <= n_windows:
         raise ValueError(
-            f"{place(group)}: {name} must have chunks of whole windows of one biosample; "
-            f"found {array.chunks}; {ADVICE}"
+            f"{place(group)}: {name} must have chunks of up to {n_windows} whole "
+            f"windows of one biosample; found {array.chunks}; {ADVICE}"
         )
     return array
 

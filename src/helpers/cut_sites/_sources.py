@@ -49,7 +49,7 @@ _THREADS = 2  # a third finds nothing to do beside the loop over reads
 _READS_TO_JUDGE = 10_000
 _LINES_TO_JUDGE = 10_000
 _DAMAGE = (OSError, EOFError, zlib.error)  # what decompression raises
-_BGZF_START = bytes.fromhex("1f8b0804" + "00" * 6 + "060042430200")  # and 6 of any value
+_BGZF_START = bytes.fromhex("1f8b0804000000000000060042430200")  # 4 to 9 may differ
 _BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003" + "00" * 9)
 
 
@@ -153,9 +153,10 @@ def _check_bgzf(path: Path) -> None:
     with path.open("rb") as file:
         head = file.read(len(_BGZF_START))
         if not _is_bgzf(head):
-            what = "gzip, but not bgzip" if head[:2] == b"\x1f\x8b" else "not compressed"
+            is_gzip = head[:2] == b"\x1f\x8b"
             raise ValueError(
-                f"{path}: neither a BAM nor a bgzipped fragment file ({what}); for "
+                f"{path}: neither a BAM nor a bgzipped fragment file "
+                f"({'gzip, but not bgzip' if is_gzip else 'not compressed'}); for "
                 "fragments run `bgzip` and `tabix -p bed`"
             )
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

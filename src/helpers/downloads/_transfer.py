@@ -224,6 +224,7 @@ def _read_state(part: Path, url: str, expected: int | None) -> dict | None:
         reached = part.stat().st_size
         size, validator = state["size"], state["validator"]
         known = state["url"] == url and isinstance(validator, str)
+        known = known and isinstance(size, int | None)
         fits = known and (None in (size, expected) or size == expected)
         return state if fits and (size is None or reached <= size) else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):

@@ -149,12 +149,13 @@ class EpiBERTConfig:
                 f"{self.d_model} channels for {self.n_heads} heads"
             )
         width = self.d_model // self.n_heads
-        n_constants = width * (max(width, self.n_random_features) + self.n_tokens)
-        if n_constants * self.n_blocks > _MAX_CONSTANTS:
+        per_block = width * (max(width, self.n_random_features) + self.n_tokens)
+        n_constants = self.n_blocks * per_block
+        if n_constants > _MAX_CONSTANTS:
             raise ValueError(
                 "n_blocks, n_heads, n_random_features and input_length make "
-                f"{n_constants * self.n_blocks:,} numbers of projections and rotations; "
-                f"expected at most {_MAX_CONSTANTS:,}"
+                f"{n_constants:,} numbers of projections and rotations; expected at "
+                f"most {_MAX_CONSTANTS:,}"
             )
         if not 1 <= self.head_scale <= self.d_model:
             raise ValueError(
