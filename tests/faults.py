@@ -554,11 +554,11 @@ def page(table: pd.DataFrame, made_by: str) -> str:
         "- *not read again*: what was made of the file is there and whole.",
         "- *shorter list*: half of a list is a list; nothing can tell.",
         "",
-        _markdown(crossed(table).reset_index()),
+        markdown(crossed(table).reset_index()),
         "",
         "## What refusals say",
         "",
-        _markdown(pd.DataFrame(rows, columns=["stage", "fault", "where", "error"])),
+        markdown(pd.DataFrame(rows, columns=["stage", "fault", "where", "error"])),
         "",
         f"Made by {made_by} on {datetime.now(UTC):%d %B %Y}, Python "
         f"{platform.python_version()}, {platform.system()}.",
@@ -573,7 +573,8 @@ def _code(text: str) -> str:
     return f"`{short.replace('`', chr(39)).replace('|', '/')}`"
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def markdown(table: pd.DataFrame) -> str:
+    """Return a table as Markdown."""
     rows = [list(table.columns), ["---"] * table.shape[1], *table.to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
 

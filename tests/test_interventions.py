@@ -171,14 +171,14 @@ def test_steer_refuses_bad_doses_and_directions():
         steer(random_stream(), torch.full((4,), torch.nan), 1.0)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_effects_equal_edited_full_passes(batch_size):
+@pytest.mark.parametrize("batch_tokens", [1, 18, 1000])
+def test_effects_equal_edited_full_passes(batch_tokens):
     model, inputs, layer = ToyEpiBERT.mixing(4), toy_inputs(), 1
     x = capture(model, inputs, [layer])[layer]
     sae, other = random_sae(), random_stream(11)
     sets = [[0, 1], [5], [2, 9, 11]]
     deltas = ablation_deltas(x, sae, sets, reference=other)
-    result = effects(model, x, layer, deltas, batch_size=batch_size)
+    result = effects(model, x, layer, deltas, batch_tokens=batch_tokens)
     with torch.no_grad():
         torch.testing.assert_close(result.baseline, model(*inputs))
         for i, features in enumerate(sets):
@@ -216,7 +216,7 @@ def test_effects_never_holds_more_edits_than_a_batch():
     seen: list[int] = []
     model = Watching([])
     model.blocks.append(torch.nn.Identity())
-    effects(model, torch.zeros(2, 6, 4), 0, deltas(), batch_size=4)
+    effects(model, torch.zeros(2, 6, 4), 0, deltas(), batch_tokens=24)
     assert seen == [0, 2, 4, 6, 7]
 
 
@@ -226,8 +226,8 @@ def test_effects_refuses_no_edits_and_bad_layers():
         effects(model, x, 0, [])
     with pytest.raises(ValueError, match="0 … 2; got 3"):
         effects(model, x, 3, [torch.zeros(4)])
-    with pytest.raises(ValueError, match="batch_size must be positive"):
-        effects(model, x, 0, [torch.zeros(4)], batch_size=0)
+    with pytest.raises(ValueError, match="batch_tokens must be positive"):
+        effects(model, x, 0, [torch.zeros(4)], batch_tokens=0)
 
 
 def test_effects_equal_hooks_on_full_passes_without_running_the_tower():

@@ -62,7 +62,6 @@ def edit(
             layer,
             deltas,
             outcome=readout(part),
-            batch_size=part.stop - part.start,
         )
         changes.append((found.edited - found.baseline).cpu().numpy())
         norms.append(found.norm.cpu().numpy())

@@ -242,7 +242,6 @@ def steer_all(
             layer,
             chain.from_iterable(of_edit.values()),
             outcome=torch.log1p,
-            batch_size=part.stop - part.start,
         )
         edges = np.cumsum([len(deltas) for deltas in of_edit.values()])[:-1]
         steered = np.split(found.edited.cpu().numpy().swapaxes(0, 1), edges, axis=1)

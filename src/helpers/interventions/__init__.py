@@ -297,7 +297,7 @@ def effects(
     deltas: Iterable[torch.Tensor],
     *,
     outcome: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    batch_size: int = 32,
+    batch_tokens: int = 16_384,
 ) -> Effects:
     """Evaluate many edits of one layer, restarting from the captured stream.
 
@@ -317,8 +317,9 @@ def effects(
     outcome : callable, optional
         What to keep of the model's output (batch, n_outputs), e.g. the mean over a
         class of tokens; by default all of it.
-    batch_size : int, default 32
-        Windows per forward pass.
+    batch_tokens : int, default 16,384
+        Tokens per forward pass, of whole windows and of as many edits as fit: where
+        little of the model is left to run, the price of a call tells.
 
     Returns
     -------
@@ -328,20 +329,21 @@ def effects(
     Raises
     ------
     ValueError
-        If there is no edit, or `batch_size` is not positive.
+        If there is no edit, or `batch_tokens` is not positive.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be positive; got {batch_size}")
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens must be positive; got {batch_tokens}")
+    n_windows = max(1, batch_tokens // x.shape[1])
     outcome = outcome or (lambda output: output)
 
     def run(streams: torch.Tensor) -> torch.Tensor:
-        parts = [restart(model, part, layer) for part in streams.split(batch_size)]
+        parts = [restart(model, part, layer) for part in streams.split(n_windows)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     edited, norms = [], []
     deltas = iter(deltas)
     # As many edits as share one forward pass, in memory that serves all of them.
-    n_together = max(1, batch_size // len(x))
+    n_together = max(1, n_windows // len(x))
     space = x.new_empty(n_together, *x.shape)
     with torch.inference_mode():  # no_grad would still count versions of tensors
         baseline = outcome(run(x))
