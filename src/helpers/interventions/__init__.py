@@ -297,7 +297,7 @@ def effects(
     deltas: Iterable[torch.Tensor],
     *,
     outcome: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    batch_tokens: int = 16_384,
+    batch_tokens: int = 8192,
 ) -> Effects:
     """Evaluate many edits of one layer, restarting from the captured stream.
 
@@ -317,7 +317,7 @@ def effects(
     outcome : callable, optional
         What to keep of the model's output (batch, n_outputs), e.g. the mean over a
         class of tokens; by default all of it.
-    batch_tokens : int, default 16,384
+    batch_tokens : int, default 8192
         Tokens per forward pass, of whole windows and of as many edits as fit: where
         little of the model is left to run, the price of a call tells.
 
