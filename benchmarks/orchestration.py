@@ -149,7 +149,7 @@ def measure(scratch: Path, tissue: str, block: int, until: str) -> None:
     project = make_project(scratch / "workflow-project")
     settings = [f"tissues=[{tissue}]", f"blocks=[{block}]", "seeds=[0]", "threads=1"]
     command = ["snakemake", "--snakefile", "workflow/Snakefile", "--cores", "1"]
-    command += ["--until", *rules]
+    command += ["--until", until]
     wall, cpu, _ = timed([*command, "--config", *settings], project)
     jobs, cells = {}, {}
     for page in pages:
