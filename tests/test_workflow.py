@@ -3,8 +3,7 @@
 The slow tests fan out two tissues over three blocks of a small world: on this machine,
 where Snakemake is killed half-way and started again, and through a real SLURM, which
 they start on loopback where its Debian packages are installed and the user is root.
-They end at the score; ``WORKFLOW_UNTIL=results`` runs the whole chain, for a quarter of
-an hour.
+They end at the score; ``WORKFLOW_UNTIL=results`` runs the whole chain, in 20 minutes.
 """
 
 import json
