@@ -13,6 +13,8 @@ from helpers.blockstats import adjust_p_values, block_bootstrap
 from helpers.causal._edits import Readout, class_means, edit
 from helpers.causal._registration import registered_windows
 from helpers.causal._selection import (
+    ContextFeatures,
+    Dictionary,
     blocks_of,
     dictionaries,
     matched_sets,
@@ -21,7 +23,7 @@ from helpers.causal._selection import (
 )
 from helpers.causal._side_by_side import side_by_side
 from helpers.causal._sweep import input_recipe
-from helpers.interventions import effect_size
+from helpers.interventions import MatchedSets, effect_size
 from helpers.runs import code_digest
 from helpers.stages import Study
 
@@ -29,10 +31,12 @@ __all__ = [
     "N_RANDOM",
     "N_WINDOWS",
     "OUTCOMES",
+    "ablate_condition",
     "ablation",
     "ablation_random",
     "compare",
     "context_readout",
+    "match_controls",
 ]
 
 N_WINDOWS = 16  # of the test split, spread over its genomic blocks
@@ -114,63 +118,93 @@ def _ablate(study: Study, windows: np.ndarray) -> tuple[pd.DataFrame, pd.DataFra
         raise ValueError(
             f"ablation needs at least {_MIN_WINDOWS} test windows; got {len(windows)}"
         )
-    blocks = blocks_of(study, windows)
     classes = token_classes(study, windows)
     chosen = dictionaries(study)
     matches = {
-        (layer, value): {
-            control: matched_sets(of_block.features, control, n, study.seed)
-            for control, n in N_RANDOM[value].items()
-            if control in of_block.features.pools
-        }
+        (layer, value): match_controls(of_block.features, value, study.seed)
         for (layer, of_block), value in product(chosen.items(), N_RANDOM)
     }
 
-    def of_condition(condition: tuple) -> tuple[list[dict], list[pd.DataFrame]]:
-        layer, lineage, direction, value = condition
-        edited, other = (study.pair(lineage)[i] for i in INPUTS[direction])
-        features, matched = chosen[layer].features, matches[layer, value]
-        change, norm = edit(
-            study,
-            layer,
-            chosen[layer].sae,
-            windows,
-            [features.selected, *np.concatenate([m.sets for m in matched.values()])],
-            context_readout(study, windows, edited, classes[lineage]),
-            edited=edited,
-            reference=other if value == "resample" else None,
+    def of_condition(layer: int, lineage: str, direction: str, value: str) -> tuple:
+        of_block, matched = chosen[layer], matches[layer, value]
+        return ablate_condition(
+            study, of_block, matched, windows, classes, lineage, direction, value
         )
-        rows, random, first = [], [], 1
-        for control, match in matched.items():
-            of_control = [0, *range(first, first + len(match.sets))]
-            first += len(match.sets)
-            for k, outcome in enumerate(OUTCOMES):
-                if np.isfinite(change[0, :, k]).sum() < _MIN_WINDOWS:
-                    continue
-                summary, null = compare(
-                    change[of_control, :, k], norm[of_control], blocks, study.seed
-                )
-                head = {
-                    "layer": layer,
-                    "lineage": lineage,
-                    "direction": direction,
-                    "value": value,
-                    "outcome": outcome,
-                    "control": control,
-                }
-                fit = {k: v for k, v in match._asdict().items() if k != "sets"}
-                fit["n_features"] = len(features.selected)
-                rows.append(head | summary | fit)
-                random.append(null.assign(**head))
-        return rows, random
 
     conditions = list(product(chosen, study.lineages, INPUTS, N_RANDOM))
-    found = side_by_side(of_condition, conditions, study, desc="ablation")
+    found = side_by_side(lambda c: of_condition(*c), conditions, study, desc="ablation")
     rows, random = (list(chain.from_iterable(of)) for of in zip(*found, strict=True))
     table = pd.DataFrame(rows)
     family = table.groupby(["value", "control"])["p"]
     table["q_bh"] = family.transform(lambda p: adjust_p_values(p.to_numpy(), "bh"))
     return table, pd.concat(random, ignore_index=True)
+
+
+def match_controls(
+    features: ContextFeatures, value: str, seed: int
+) -> dict[str, MatchedSets]:
+    """Draw the random sets of every control that has features to draw from."""
+    return {
+        control: matched_sets(features, control, n_sets, seed)
+        for control, n_sets in N_RANDOM[value].items()
+        if control in features.pools
+    }
+
+
+def ablate_condition(
+    study: Study,
+    of_block: Dictionary,
+    matched: dict[str, MatchedSets],
+    windows: np.ndarray,
+    classes: dict[str, np.ndarray],
+    lineage: str,
+    direction: str,
+    value: str,
+) -> tuple[list[dict], list[pd.DataFrame]]:
+    """Ablate the selected features of a block and the random sets of every control.
+
+    Returns
+    -------
+    rows : list of dict
+        Of the table of `ablation`, one per outcome and control.
+    random : list of pandas.DataFrame
+        Of the table of `ablation_random`.
+    """
+    features, blocks = of_block.features, blocks_of(study, windows)
+    edited, other = (study.pair(lineage)[i] for i in INPUTS[direction])
+    change, norm = edit(
+        study,
+        of_block.layer,
+        of_block.sae,
+        windows,
+        [features.selected, *np.concatenate([m.sets for m in matched.values()])],
+        context_readout(study, windows, edited, classes[lineage]),
+        edited=edited,
+        reference=other if value == "resample" else None,
+    )
+    rows, random, first = [], [], 1
+    for control, match in matched.items():
+        of_control = [0, *range(first, first + len(match.sets))]
+        first += len(match.sets)
+        for k, outcome in enumerate(OUTCOMES):
+            if np.isfinite(change[0, :, k]).sum() < _MIN_WINDOWS:
+                continue
+            summary, null = compare(
+                change[of_control, :, k], norm[of_control], blocks, study.seed
+            )
+            head = {
+                "layer": of_block.layer,
+                "lineage": lineage,
+                "direction": direction,
+                "value": value,
+                "outcome": outcome,
+                "control": control,
+            }
+            fit = {k: v for k, v in match._asdict().items() if k != "sets"}
+            fit["n_features"] = len(features.selected)
+            rows.append(head | summary | fit)
+            random.append(null.assign(**head))
+    return rows, random
 
 
 def context_readout(

@@ -155,12 +155,11 @@ def _intervals(table: pd.DataFrame, drawn: np.ndarray) -> pd.DataFrame:
     table["difference"] = table["gc2"][sae] - table["gc2"]
     low, high = percentiles(drawn[sae] - drawn)
     table["difference_low"], table["difference_high"] = low, high
-    table[["ratio", "ratio_low", "ratio_high"]] = np.nan
-    for row in np.flatnonzero(table["low"] > 0):
-        table.loc[row, "ratio"] = table["gc2"][sae] / table["gc2"][row]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            bounds = percentiles(drawn[sae] / drawn[row])
-        table.loc[row, ["ratio_low", "ratio_high"]] = bounds
+    with np.errstate(divide="ignore", invalid="ignore"):
+        table["ratio"] = table["gc2"][sae] / table["gc2"]
+        table["ratio_low"], table["ratio_high"] = percentiles(drawn[sae] / drawn)
+    means_nothing = ~(table["low"] > 0)
+    table.loc[means_nothing, ["ratio", "ratio_low", "ratio_high"]] = np.nan
     return table
 
 

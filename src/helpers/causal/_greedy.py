@@ -8,6 +8,7 @@ found on ``tune`` windows; what it is worth is measured on ``test``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -37,6 +38,7 @@ N_STEPS = 10  # features taken
 N_CANDIDATES = 24  # by first-order output effect
 N_RANDOM = 20  # sets per size, like the features taken
 SIZES = {"tune": 16, "test": 48}  # windows
+_TOGETHER = 8  # windows edited by one process
 _DIRECTION = "vitro-to-vivo"
 _CODE = ("causal._greedy", "interventions", "outcomes", "blockstats")
 
@@ -186,15 +188,16 @@ def _remaining(
 
     Lineages are added up.
     """
+    parts = np.array_split(np.arange(len(windows)), -(-len(windows) // _TOGETHER))
 
-    def of_lineage(lineage: str) -> tuple[np.ndarray, np.ndarray]:
+    def of_part(lineage: str, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         edits = {
             ("clamp", np.nan): lambda x0, x1: ablation_deltas(
                 x0, of_block.sae, sets, reference=x1
             )
         }
         base, target, steered = steer_all(
-            study, of_block.layer, lineage, _DIRECTION, windows, edits
+            study, of_block.layer, lineage, _DIRECTION, windows[part], edits
         )
         (reached,) = steered.values()
         terms = [
@@ -202,6 +205,10 @@ def _remaining(
         ]
         return np.stack([of_set[0] for of_set in terms]), terms[0][1]
 
-    found = side_by_side(of_lineage, study.lineages, study, desc="one by one")
-    remaining, gap = (np.sum(of, axis=0) for of in zip(*found, strict=True))
+    jobs = list(product(study.lineages, parts))
+    found = side_by_side(lambda job: of_part(*job), jobs, study, desc="one by one")
+    remaining, gap = np.zeros((len(sets), len(windows))), np.zeros(len(windows))
+    for (_, part), (of_sets, whole) in zip(jobs, found, strict=True):
+        remaining[:, part] += of_sets
+        gap[part] += whole
     return remaining, gap

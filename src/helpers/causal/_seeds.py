@@ -3,11 +3,12 @@
 A block bootstrap resamples windows; it knows nothing of what another seed of the
 dictionary would have found. Here the block of the endpoint gets a dictionary per seed,
 each with its own features, dose and random sets, and intervals hold both sources.
+What the study's own dictionary does is taken from the tables of the main analysis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +16,12 @@ import pandas as pd
 from scipy import stats
 
 from helpers.blockstats import block_bootstrap
-from helpers.causal._ablation import INPUTS, context_readout
-from helpers.causal._edits import edit
+from helpers.causal._ablation import (
+    N_WINDOWS,
+    ablate_condition,
+    ablation,
+    match_controls,
+)
 from helpers.causal._gap_scores import N_DRAWS
 from helpers.causal._moves import POOLED, Moves
 from helpers.causal._registration import registered, registered_windows
@@ -24,7 +29,6 @@ from helpers.causal._selection import (
     Dictionary,
     blocks_of,
     dictionaries,
-    matched_sets,
     other_training,
     tables_of,
     token_classes,
@@ -36,9 +40,9 @@ from helpers.causal._sweep import (
     input_recipe,
     moved,
     steer_all,
+    steering_sweep,
     sweep_rows,
 )
-from helpers.interventions import effect_size
 from helpers.outcomes import gap_terms
 from helpers.runs import code_digest
 from helpers.stages import Study
@@ -46,11 +50,15 @@ from helpers.stages import Study
 __all__ = ["OverSeeds", "headline_over_seeds", "over_seeds", "seed_spread"]
 
 N_SEEDS = 3
-N_RANDOM = 199
 METHODS = ("SAE", "SAE, all significant", "SAE, output-filtered", RANDOM_TUNED)
 _DIRECTION = "vitro-to-vivo"
-_SIZES = {"steering": 48, "ablation": 16}  # test windows
-Measure = Callable[[Study, Dictionary], list[dict]]
+_N_STEERED = 48  # test windows
+_MAIN = {  # rows of the table of `ablation`
+    "direction": "vivo-to-vitro",
+    "value": "resample",
+    "outcome": "vivo-up",
+    "control": "any other",
+}
 _CODE = ("causal._seeds", "interventions", "outcomes", "blockstats", "cds", "sae")
 
 
@@ -69,9 +77,9 @@ def headline_over_seeds(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
         test window: ``remaining`` and ``gap``, ``alpha``, ``layer``, the genomic
         ``block``.
     ablation : pandas.DataFrame
-        One row per ``training`` and ``lineage``: ``effect`` at vivo-up tokens of the
-        in vivo input, ``random``, ``p`` against 199 matched sets, ``d_z``,
-        ``norm_ratio``, ``n_features``.
+        One row per ``training`` and ``lineage``, with the columns of
+        `helpers.causal.ablation` but ``q_bh``: paired resampling in the in vivo input,
+        vivo-up tokens, random sets of any other features.
 
     Raises
     ------
@@ -80,53 +88,54 @@ def headline_over_seeds(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     plan = registered(study)["plan"]
     layer, _ = plan["block_and_dose"]["SAE"][_DIRECTION]
+    sweep = steering_sweep(study)
+    ablated = ablation(study).drop(columns="q_bh")  # which is over all blocks
     recipe = input_recipe(study) | {
         "layer": layer,
-        "sizes": [N_SEEDS, N_RANDOM, _SIZES],
+        "sizes": [N_SEEDS, _N_STEERED],
+        "main": [study.run.key(f"{x}.parquet") for x in ("steering_sweep", "ablation")],
         "code": code_digest(*_CODE),
     }
-    names = ["seeds_steering.parquet", "seeds_ablation.parquet"]
-    steering, ablation = tables_of(study, names, recipe, lambda: _measure(study, layer))
-    return steering, ablation
 
-
-def _measure(study: Study, layer: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    def of_seed(job: tuple[int, tuple[Measure, ...]]) -> list[pd.DataFrame]:
-        seed, measures = job
+    def of_seed(seed: int) -> list[pd.DataFrame]:
+        own = seed == study.seed
         known = (
-            dictionaries(study)[layer]
-            if seed == study.seed
-            else other_training(study, layer, seed)
+            dictionaries(study)[layer] if own else other_training(study, layer, seed)
         )
-        return [
-            pd.DataFrame(measure(study, known)).assign(training=seed)
-            for measure in measures
-        ]
+        moves = Moves(study, {layer: known})
+        doses = sweep[sweep["layer"] == layer] if own else _sweep(moves, layer)
+        effects = ablated[ablated["layer"] == layer] if own else _ablate(study, known)
+        main = [effects[name] == value for name, value in _MAIN.items()]
+        effects = effects[np.logical_and.reduce(main)]
+        steered = _steer(moves, layer, doses)
+        return [table.assign(training=seed) for table in (steered, effects)]
 
-    # The study's own last: it needs no training and fills up what time is left.
-    seeds = [study.seed + k for k in range(1, N_SEEDS)]
-    jobs = [(seed, (_steer, _ablate)) for seed in seeds]
-    jobs += [(study.seed, (_steer,)), (study.seed, (_ablate,))]
-    found = side_by_side(of_seed, jobs, study, desc="trainings")
-    *others, (steered,), (ablated,) = found
-    tables = zip((steered, ablated), *others, strict=True)
-    steering, ablation = (pd.concat(of, ignore_index=True) for of in tables)
-    return steering, ablation
+    def build() -> list[pd.DataFrame]:
+        # The study's own last: it needs no training and fills up what time is left.
+        seeds = [study.seed + k for k in (*range(1, N_SEEDS), 0)]
+        *others, own = side_by_side(of_seed, seeds, study, desc="trainings")
+        of_tables = zip(own, *others, strict=True)
+        return [pd.concat(tables, ignore_index=True) for tables in of_tables]
+
+    names = ["seeds_steering.parquet", "seeds_ablation.parquet"]
+    of_steering, of_ablation = tables_of(study, names, recipe, build)
+    return of_steering, of_ablation
 
 
-def _steer(study: Study, of_seed: Dictionary) -> list[dict]:
-    """Tune the dose at this block on ``tune`` windows, measure on ``test``."""
-    layer = of_seed.layer
-    moves = Moves(study, {layer: of_seed})
-    sweep = pd.DataFrame(
-        [
-            row
-            for lineage in study.lineages
-            for row in sweep_rows(moves, METHODS, _DIRECTION, lineage, layer)
-        ]
-    )
+def _sweep(moves: Moves, layer: int) -> pd.DataFrame:
+    """Steer by every dose on ``tune`` windows, as `steering_sweep` does."""
+    rows = [
+        sweep_rows(moves, METHODS, _DIRECTION, lineage, layer)
+        for lineage in moves.study.lineages
+    ]
+    return pd.DataFrame(chain.from_iterable(rows))
+
+
+def _steer(moves: Moves, layer: int, sweep: pd.DataFrame) -> pd.DataFrame:
+    """Steer ``test`` windows by the doses that are best on ``tune``."""
+    study = moves.study
     doses = {m: best_dose(sweep, m, _DIRECTION)[1] for m in METHODS}
-    windows = registered_windows(study, _SIZES["steering"])
+    windows = registered_windows(study, _N_STEERED)
     blocks = blocks_of(study, windows)
     sums = {m: np.zeros((2, len(windows))) for m in METHODS}
     for lineage in study.lineages:
@@ -144,7 +153,7 @@ def _steer(study: Study, of_seed: Dictionary) -> list[dict]:
         for (method, _), reached in steered.items():
             outcome = np.broadcast_arrays(base[:, None], target[:, None], reached)
             sums[method] += np.stack(gap_terms(*outcome)) / reached.shape[1]
-    return [
+    rows = [
         {
             "method": method,
             "layer": layer,
@@ -160,46 +169,23 @@ def _steer(study: Study, of_seed: Dictionary) -> list[dict]:
             windows, blocks, *of_method, strict=True
         )
     ]
+    return pd.DataFrame(rows)
 
 
-def _ablate(study: Study, of_seed: Dictionary) -> list[dict]:
-    """Compare the selected features with matched random ones, at vivo-up tokens."""
-    windows = registered_windows(study, _SIZES["ablation"])
+def _ablate(study: Study, of_seed: Dictionary) -> pd.DataFrame:
+    """Repeat the main ablation, with rows as in the table of `ablation`."""
+    windows = registered_windows(study, N_WINDOWS)
     classes = token_classes(study, windows)
-    features = of_seed.features
-    match = matched_sets(features, "any other", N_RANDOM, study.seed)
-    rows = []
-    for lineage in study.lineages:
-        edited, other = (study.pair(lineage)[i] for i in INPUTS["vivo-to-vitro"])
-        change, norm = edit(
-            study,
-            of_seed.layer,
-            of_seed.sae,
-            windows,
-            [features.selected, *match.sets],
-            context_readout(study, windows, edited, classes[lineage]),
-            edited=edited,
-            reference=other,
-        )
-        here = np.isfinite(change[0, :, 0])
-        if here.sum() < 3:
-            continue
-        own, random = change[0, here, 0], change[1:, here, 0]
-        size = effect_size(own.astype(float), random.astype(float))
-        rows.append(
-            {
-                "lineage": lineage,
-                "effect": size.effect,
-                "random": float(random.mean()),
-                "p": size.p,
-                "d_z": size.d_z,
-                "norm_ratio": float(norm[0].mean() / norm[1:].mean()),
-                "n_features": len(features.selected),
-                "density_p": match.density_p,
-                "norm_p": match.norm_p,
-            }
-        )
-    return rows
+    control, value = _MAIN["control"], _MAIN["value"]
+    match = match_controls(of_seed.features, value, study.seed)
+    match = {control: match[control]}
+    rows = [
+        ablate_condition(
+            study, of_seed, match, windows, classes, lineage, _MAIN["direction"], value
+        )[0]
+        for lineage in study.lineages
+    ]
+    return pd.DataFrame(chain.from_iterable(rows))
 
 
 class OverSeeds(NamedTuple):

@@ -341,8 +341,9 @@ def read_streams(
     """Return streams of sorted windows, float32 (n_windows, n_tokens, d_model)."""
     array, step = study.store.layer(layer), study.store.chunk_windows
     found = np.empty((len(windows), *array.shape[2:]), np.float32)
-    for chunk in np.unique(windows // step):
-        here = np.flatnonzero(windows // step == chunk)
+    # One request for as many chunks as follow each other
+    apart = np.flatnonzero(np.diff(windows // step) > 1) + 1
+    for here in np.split(np.arange(len(windows)), apart):
         low, high = windows[here[0]], windows[here[-1]] + 1
         found[here] = array[biosample, low:high][windows[here] - low]
     return torch.from_numpy(found).to(study.device)

@@ -31,6 +31,7 @@ from helpers.causal._selection import (
     dictionaries,
     read_streams,
     spread_windows,
+    tables_of,
     token_classes,
 )
 from helpers.causal._side_by_side import side_by_side
@@ -126,64 +127,65 @@ def steering(study: Study) -> pd.DataFrame:
     FileNotFoundError, ValueError
         If the analysis is not registered, or nothing is significant in any block.
     """
+    return _tables(study)[0]
+
+
+def coherence(study: Study) -> pd.DataFrame:
+    """Return `Moves.coherence` of the study's dictionaries (``select`` windows)."""
+    return _tables(study)[1]
+
+
+def _tables(study: Study) -> list[pd.DataFrame]:
     windows = registered_windows(study, N_TEST)
     sweep = steering_sweep(study)
-
-    def build() -> pd.DataFrame:
-        classes = token_classes(study, windows)
-        blocks = blocks_of(study, windows)
-        moves = Moves(study, dictionaries(study)).prepared()
-        swapped = _swapped_inputs(study, windows)
-
-        def apply(condition: tuple[str, str]) -> dict[str, Result]:
-            return _apply_methods(moves, sweep, *condition, windows, swapped)
-
-        conditions = list(product(DIRECTIONS, study.lineages))
-        applied = side_by_side(apply, conditions, study, desc="methods")
-        results = dict(zip(conditions, applied, strict=True))
-        for direction in DIRECTIONS:
-            of_lineages = [results[direction, x] for x in study.lineages]
-            results[direction, POOLED] = pool(of_lineages)
-
-        def scored(condition: tuple[tuple[str, str], str]) -> pd.DataFrame:
-            (direction, lineage), tokens = condition
-            named = study.lineages if lineage == POOLED else [lineage]
-            table = score(
-                results[direction, lineage],
-                _measured(study, named, direction, windows),
-                np.stack([classes[x] for x in named], axis=1),
-                tokens,
-                blocks,
-                study.seed,
-            )
-            return table.assign(direction=direction, lineage=lineage, tokens=tokens)
-
-        questions = list(product(results, TOKENS))
-        tables = side_by_side(scored, questions, study, desc="scores")
-        joined = pd.concat(tables, ignore_index=True)
-        front = ["direction", "lineage", "tokens", "method"]
-        return joined[front + [c for c in joined if c not in front]]
-
-    return study.run.table("steering.parquet", _recipe(study), build)
-
-
-def _recipe(study: Study) -> dict:
-    return input_recipe(study) | {
+    recipe = input_recipe(study) | {
         "sweep": study.run.key("steering_sweep.parquet"),
         "methods": list(METHODS),
         "sizes": [N_TEST, N_FIT, N_SETS, N_OTHER, N_DRAWS],
         "code": code_digest(*_CODE),
     }
+    names = ["steering.parquet", "steering_coherence.parquet"]
+    return tables_of(study, names, recipe, lambda: _measure(study, sweep, windows))
 
 
-def coherence(study: Study) -> pd.DataFrame:
-    """Return `Moves.coherence` of the study's dictionaries (``select`` windows)."""
+def _measure(
+    study: Study, sweep: pd.DataFrame, windows: np.ndarray
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the tables of `steering` and `coherence`."""
+    classes = token_classes(study, windows)
+    blocks = blocks_of(study, windows)
+    moves = Moves(study, dictionaries(study)).prepared()
+    swapped = _swapped_inputs(study, windows)
 
-    def build() -> pd.DataFrame:
-        return Moves(study, dictionaries(study)).coherence()
+    def apply(condition: tuple[str, str]) -> dict[str, Result]:
+        return _apply_methods(moves, sweep, *condition, windows, swapped)
 
-    recipe = input_recipe(study) | {"code": code_digest(*_CODE)}
-    return study.run.table("steering_coherence.parquet", recipe, build)
+    conditions = list(product(DIRECTIONS, study.lineages))
+    applied = side_by_side(apply, conditions, study, desc="methods")
+    results = dict(zip(conditions, applied, strict=True))
+    for direction in DIRECTIONS:
+        of_lineages = [results[direction, x] for x in study.lineages]
+        results[direction, POOLED] = pool(of_lineages)
+
+    def scored(condition: tuple[tuple[str, str], str]) -> pd.DataFrame:
+        (direction, lineage), tokens = condition
+        named = study.lineages if lineage == POOLED else [lineage]
+        table = score(
+            results[direction, lineage],
+            _measured(study, named, direction, windows),
+            np.stack([classes[x] for x in named], axis=1),
+            tokens,
+            blocks,
+            study.seed,
+        )
+        return table.assign(direction=direction, lineage=lineage, tokens=tokens)
+
+    questions = list(product(results, TOKENS))
+    tables = side_by_side(scored, questions, study, desc="scores")
+    joined = pd.concat(tables, ignore_index=True)
+    front = ["direction", "lineage", "tokens", "method"]
+    joined = joined[front + [c for c in joined if c not in front]]
+    return joined, moves.coherence()
 
 
 def _measured(

@@ -106,8 +106,8 @@ def steering_sweep(study: Study) -> pd.DataFrame:
         def of_blocks(direction: str, lineage: str) -> list[dict]:
             return block_sweep_rows(moves, direction, lineage)
 
-        rows = [*side_by_side(lambda c: of_random(*c), pairs, study, desc="random")]
-        rows += side_by_side(lambda c: of_blocks(*c), pairs, study, desc="all blocks")
+        jobs = [(of, *pair) for of in (of_random, of_blocks) for pair in pairs]
+        rows = side_by_side(lambda j: j[0](*j[1:]), jobs, study, desc="more doses")
         others = pd.DataFrame(chain.from_iterable(rows))
         return pd.concat([table, others], ignore_index=True)
 

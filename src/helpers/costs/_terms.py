@@ -313,15 +313,15 @@ def _causal() -> list[Term]:
     found += _restarts(ways * (_n_moves() + 2), *swapped)
     n_everywhere = len(_sweep.EVERY_BLOCK) + 2
     found += _restarts(ways * n_everywhere, *swapped, blocks="after_first")
-    # Other trainings of one block: doses, steering, one ablation each.
-    n_methods = len(_seeds.METHODS) - 1
+    # Every training of one block is steered; others get doses and an ablation of
+    # their own.
+    n_methods, n_new = len(_seeds.METHODS) - 1, _seeds.N_SEEDS - 1
     n_doses = doses * n_methods + n_random + 2
-    found += _restarts(_seeds.N_SEEDS * n_doses, "dose_windows", *once)
+    found += _restarts(n_new * n_doses, "dose_windows", *once)
     n_edits = n_methods + _moves.N_OTHER + 2
     found += _restarts(_seeds.N_SEEDS * n_edits, *swapped)
-    n_edits = 1 + 1 + _seeds.N_RANDOM
-    found += _restarts(_seeds.N_SEEDS * n_edits, "ablated_windows", *once)
-    n_new = _seeds.N_SEEDS - 1
+    n_edits = 1 + 1 + _ablation.N_RANDOM["resample"]["any other"]
+    found += _restarts(n_new * n_edits, "ablated_windows", *once)
     encoded = ("windows", "pairs", "n_tokens", "features", "split")
     found += [
         Term("causal", "trained", n_new, ("rows", "n_epochs", "features", "split")),

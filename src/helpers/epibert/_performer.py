@@ -193,25 +193,26 @@ class PerformerAttention(nn.Module):
         n_tokens = x.shape[1]
         turns = torch.complex(self.cosine[:n_tokens], self.sine[:n_tokens])
         inputs = (self.query(x), self.key(x), self.value(x))
-        heads = [self._split_heads(u) for u in inputs]
-        # As many heads at a time as keep their random features in a cache.
+        heads = [u.unflatten(-1, (self.n_heads, -1)) for u in inputs]
+        # As many windows at a time as keep the random features of a head in a cache.
         n_together = max(1, _CACHED_FEATURES // (n_tokens * len(self.projection)))
         parts = zip(*(u.split(n_together) for u in heads), strict=True)
-        mixed = torch.cat([self._attend(*part, turns) for part in parts])
-        mixed = mixed.unflatten(0, (len(x), -1)).transpose(1, 2).flatten(2)
-        return self.output(mixed)
+        mixed = [self._mix(*part, turns) for part in parts]
+        return self.output(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
-    def _split_heads(self, x: Tensor) -> Tensor:
-        """Reorder (batch, token, d_model) to (batch * head, token, head width)."""
-        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2).flatten(0, 1)
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, turns: Tensor) -> Tensor:
+        """Mix the tokens of (window, token, head, head width); heads are joined."""
+        # Head by head on views, since putting heads first would copy every input.
+        heads = zip(*(u.unbind(dim=2) for u in (query, key, value)), strict=True)
+        return torch.cat([self._attend(*head, turns) for head in heads], dim=-1)
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, turns: Tensor
     ) -> Tensor:
-        """Mix the tokens of every head, (head, token, head width)."""
-        query = self._features(query, turns)  # (head, token, m)
+        """Mix the tokens of a head, (window, token, head width)."""
+        query = self._features(query, turns)  # (window, token, m)
         key = self._features(key, turns)
-        summary = key.transpose(1, 2) @ value  # (head, m, head width)
+        summary = key.transpose(1, 2) @ value  # (window, m, head width)
         total = query @ key.sum(dim=1).unsqueeze(-1)  # positive by s
         return (query @ summary) / total
 
@@ -221,6 +222,5 @@ class PerformerAttention(nn.Module):
         x = x.to(torch.promote_types(x.dtype, self.sine.dtype))
         turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns
         rotated = torch.view_as_real(turned).flatten(-2)
-        # relu(u) + s is max(u + s, s), and the sum is part of the product.
-        shift = self.projection.new_full((len(self.projection),), self.stabilizer)
-        return F.linear(rotated, self.projection, shift).clamp_min_(self.stabilizer)
+        # In place of a product with a bias, which would be copied to every row.
+        return F.linear(rotated, self.projection).clamp_min_(0).add_(self.stabilizer)

@@ -33,6 +33,15 @@ ALPHA = 0.05  # family-wise, per block
 
 def summaries(study: Study) -> dict[int, WindowSummary]:
     """Return mean activation and firing rate of every feature per window."""
+    found = {}
+    for layer, path in _summary_files(study).items():
+        with np.load(path) as arrays:
+            found[layer] = WindowSummary(**arrays)
+    return found
+
+
+def _summary_files(study: Study) -> dict[int, Path]:
+    """Make what `summaries` reads."""
     saes = train_saes(study)
     store = study.store
     found = {}
@@ -47,9 +56,7 @@ def summaries(study: Study) -> dict[int, WindowSummary]:
             "sae": study.run.key(f"sae/block{layer}"),
             "code": code_digest("activations._summary"),
         }
-        path = study.run.artefact(f"summaries/block{layer}.npz", recipe, build)
-        with np.load(path) as arrays:
-            found[layer] = WindowSummary(**arrays)
+        found[layer] = study.run.artefact(f"summaries/block{layer}.npz", recipe, build)
     return found
 
 
@@ -70,13 +77,13 @@ def score_context(study: Study, split: str = "select") -> pd.DataFrame:
         The table of `helpers.cds.context_divergence` with columns ``layer`` and
         ``feature`` in front.
     """
-    by_layer = summaries(study)
+    _summary_files(study)  # what the recipe names
     windows = study.dataset.windows_of(split)
     blocks = study.dataset.windows["block"].to_numpy()[windows]
 
     def build() -> pd.DataFrame:
         tables = []
-        for layer, summary in by_layer.items():
+        for layer, summary in summaries(study).items():
             table = context_divergence(
                 summary.mean_acts[:, windows],
                 study.design,
@@ -156,12 +163,13 @@ def late_early_ratio(study: Study) -> pd.DataFrame:
         (95 %, genomic blocks resampled), ``early_layer``, ``late_layer``. A single
         block is compared with itself.
     """
-    by_layer = summaries(study)
+    _summary_files(study)  # what the recipe names
     windows = study.dataset.windows_of("select")
     blocks = study.dataset.windows["block"].to_numpy()[windows]
     layers = sorted(study.blocks)
 
     def build() -> pd.DataFrame:
+        by_layer = summaries(study)
         compared = layers if len(layers) > 1 else layers * 2
         acts = [by_layer[layer].mean_acts[:, windows] for layer in compared]
         curve = layer_curve(
