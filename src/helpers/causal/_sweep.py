@@ -6,7 +6,8 @@ context's, on the same windows, on the log1p scale, restarted from stored stream
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, product
 
 import numpy as np
@@ -235,19 +236,27 @@ def steer_all(
     x0, x1 = (read_streams(study, layer, b, windows) for b in pair)
     parts = []
     for part in batches(study, len(windows)):
-        of_edit = {key: list(edit(x0[part], x1[part])) for key, edit in edits.items()}
-        found = effects(
-            study.model,
-            x0[part],
-            layer,
-            chain.from_iterable(of_edit.values()),
-            outcome=torch.log1p,
-        )
-        edges = np.cumsum([len(deltas) for deltas in of_edit.values()])[:-1]
+        n_draws: Counter[tuple[str, float]] = Counter()
+        deltas = _counted(edits, x0[part], x1[part], n_draws)
+        found = effects(study.model, x0[part], layer, deltas, outcome=torch.log1p)
+        edges = np.cumsum([n_draws[key] for key in edits])[:-1]
         steered = np.split(found.edited.cpu().numpy().swapaxes(0, 1), edges, axis=1)
         parts.append((found.baseline.cpu().numpy(), *steered))
     base, *steered = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return base, predict(study, layer, x1), dict(zip(edits, steered, strict=True))
+
+
+def _counted(
+    edits: Mapping[tuple[str, float], Edits],
+    x0: torch.Tensor,
+    x1: torch.Tensor,
+    n_draws: Counter[tuple[str, float]],
+) -> Iterator[torch.Tensor]:
+    """Make one change of the stream after the other, and count those of every edit."""
+    for key, edit in edits.items():
+        for delta in edit(x0, x1):
+            n_draws[key] += 1
+            yield delta
 
 
 def every_block(
