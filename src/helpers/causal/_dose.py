@@ -20,12 +20,12 @@ from helpers.causal._selection import (
     Dictionary,
     blocks_of,
     dictionaries,
+    input_recipe,
     lineage_features,
     tables_of,
     token_classes,
 )
 from helpers.causal._side_by_side import side_by_side
-from helpers.causal._sweep import input_recipe
 from helpers.runs import code_digest
 from helpers.stages import Study, score_context
 

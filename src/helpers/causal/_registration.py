@@ -17,12 +17,15 @@ import numpy as np
 import pandas as pd
 
 from helpers.causal._moves import DIRECTIONS, LINEAR, POOLED
-from helpers.causal._selection import context_features, spread_windows
+from helpers.causal._selection import (
+    context_features,
+    input_recipe,
+    spread_windows,
+)
 from helpers.causal._sweep import (
     EVERY_BLOCK,
     RANDOM_TUNED,
     best_dose,
-    input_recipe,
     steering_sweep,
 )
 from helpers.stages import Study

@@ -29,6 +29,7 @@ from helpers.causal._selection import (
     Dictionary,
     blocks_of,
     dictionaries,
+    input_recipe,
     other_training,
     tables_of,
     token_classes,
@@ -37,7 +38,6 @@ from helpers.causal._side_by_side import side_by_side
 from helpers.causal._sweep import (
     RANDOM_TUNED,
     best_dose,
-    input_recipe,
     moved,
     steer_all,
     steering_sweep,

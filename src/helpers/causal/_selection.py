@@ -39,6 +39,7 @@ __all__ = [
     "context_features",
     "dictionaries",
     "held_out_features",
+    "input_recipe",
     "lineage_features",
     "matched_sets",
     "other_training",
@@ -146,34 +147,103 @@ class Dictionary(NamedTuple):
     features: ContextFeatures
 
 
-def dictionaries(study: Study) -> dict[int, Dictionary]:
-    """Return the dictionary of every block that has a feature to edit.
+def input_recipe(study: Study) -> dict:
+    """Return the part of a recipe that names streams, dictionaries and scores."""
+    score_context(study)  # makes the artefacts named here
+    return {
+        "activations": study.streams_run.key("activations.zarr"),
+        "saes": [study.run.key(f"sae/block{b}") for b in study.blocks],
+        "cds": study.run.key("cds.parquet"),
+        "seed": study.seed,
+    }
 
-    Features are chosen by the shared score of all lineages.
+
+def context_features(study: Study) -> dict[int, ContextFeatures]:
+    """Choose features in every block that has some to edit.
+
+    They are chosen by the shared score of all lineages, and kept in the run folder.
 
     Raises
     ------
     ValueError
         If no block has a significant feature.
     """
-    tables = dict(list(score_context(study).groupby("layer")))
-    by_layer, saes = summaries(study), train_saes(study)
-    found = {}
-    for layer, table in tables.items():
-        features = _choose(study, table, by_layer[layer], saes[layer])
-        if features is not None:
-            found[layer] = Dictionary(layer, saes[layer], by_layer[layer], features)
-    if not found:
+
+    def build() -> pd.DataFrame:
+        by_layer, saes = summaries(study), train_saes(study)
+        tables = [
+            _to_table(features).assign(layer=layer)
+            for layer, table in score_context(study).groupby("layer")
+            if (features := _choose(study, table, by_layer[layer], saes[layer]))
+        ]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    recipe = input_recipe(study) | {
+        "limits": [ALPHA, SIZES, _N_TRIED, _MATCHED_P],
+        "code": code_digest("causal._selection", "interventions"),
+    }
+    table = study.run.table("context_features.parquet", recipe, build)
+    if table.empty:
         raise ValueError(
             f"no block of {study.blocks} has both a feature with Bonferroni p <= "
             f"{ALPHA} and others to draw random sets from: there is nothing to edit"
         )
-    return found
+    return {layer: _from_table(rows) for layer, rows in table.groupby("layer")}
 
 
-def context_features(study: Study) -> dict[int, ContextFeatures]:
-    """Return the features chosen in every block, as `dictionaries` does."""
-    return {layer: d.features for layer, d in dictionaries(study).items()}
+def dictionaries(study: Study) -> dict[int, Dictionary]:
+    """Return the dictionary of every block that has a feature to edit.
+
+    Raises
+    ------
+    ValueError
+        If no block has a significant feature.
+    """
+    chosen = context_features(study)
+    by_layer, saes = summaries(study), train_saes(study)
+    return {
+        layer: Dictionary(layer, saes[layer], by_layer[layer], features)
+        for layer, features in chosen.items()
+    }
+
+
+def _to_table(features: ContextFeatures) -> pd.DataFrame:
+    """Return one row per feature of a dictionary."""
+    rank = pd.Series(pd.NA, range(len(features.density)), dtype="Int64")
+    rank[features.significant] = np.arange(1, len(features.significant) + 1)
+    return pd.DataFrame(
+        {
+            "feature": rank.index,
+            "rank": rank,  # by absolute CDS, of the significant ones
+            "selected": rank <= len(features.selected),
+            "density": features.density,
+            "written_norm": features.written_norm,
+        }
+    )
+
+
+def _from_table(rows: pd.DataFrame) -> ContextFeatures:
+    """Return what `_to_table` was given."""
+    ranked = rows.dropna(subset="rank").sort_values("rank")
+    significant = ranked["feature"].to_numpy(copy=True)
+    selected = significant[: rows["selected"].sum()]
+    density = rows["density"].to_numpy(copy=True)
+    pools = _pools(selected, significant, density)
+    return ContextFeatures(
+        selected, significant, pools, density, rows["written_norm"].to_numpy(copy=True)
+    )
+
+
+def _pools(
+    selected: np.ndarray, significant: np.ndarray, density: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Return the features that random sets may be drawn from."""
+    firing = np.flatnonzero(density > 0)
+    pools = {
+        "any other": np.setdiff1d(firing, selected),
+        "not significant": np.setdiff1d(firing, significant),
+    }
+    return {k: v for k, v in pools.items() if len(v) >= 2 * len(selected)}
 
 
 def held_out_features(
@@ -270,17 +340,12 @@ def _choose(
     passed = table[table["p_bonferroni"] <= ALPHA]
     ranked = passed.sort_values("cds", key=np.abs, ascending=False)
     significant = ranked["feature"].to_numpy(copy=True)
-    firing = np.flatnonzero(density > 0)
     chosen = None
     for n in SIZES:
         selected = significant[:n]
-        pools = {
-            "any other": np.setdiff1d(firing, selected),
-            "not significant": np.setdiff1d(firing, significant),
-        }
-        if not len(selected) or 2 * len(selected) > len(pools["any other"]):
+        pools = _pools(selected, significant, density)
+        if not len(selected) or "any other" not in pools:
             continue
-        pools = {k: v for k, v in pools.items() if len(v) >= 2 * len(selected)}
         chosen = ContextFeatures(selected, significant, pools, density, size * length)
         match = matched_sets(chosen, "any other", _N_TRIED, study.seed)
         if min(match.density_p, match.norm_p) >= _MATCHED_P:

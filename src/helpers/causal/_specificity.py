@@ -27,11 +27,11 @@ from helpers.causal._selection import (
     Dictionary,
     blocks_of,
     dictionaries,
+    input_recipe,
     spread_windows,
     tables_of,
 )
 from helpers.causal._side_by_side import side_by_side
-from helpers.causal._sweep import input_recipe
 from helpers.interventions import ablate, edit_blocks
 from helpers.runs import code_digest
 from helpers.stages import Study

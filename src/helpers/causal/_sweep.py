@@ -18,6 +18,7 @@ from helpers.causal._moves import DIRECTIONS, LINEAR, Move, Moves, pair_of
 from helpers.causal._selection import (
     batches,
     dictionaries,
+    input_recipe,
     read_streams,
     spread_windows,
 )
@@ -26,7 +27,7 @@ from helpers.interventions import edit_blocks, effects
 from helpers.outcomes import gap_closed, gap_terms
 from helpers.probe import restart
 from helpers.runs import code_digest
-from helpers.stages import Study, score_context
+from helpers.stages import Study
 
 __all__ = [
     "DOSES",
@@ -35,7 +36,6 @@ __all__ = [
     "Edits",
     "best_dose",
     "every_block",
-    "input_recipe",
     "moved",
     "predict",
     "steer_all",
@@ -53,17 +53,6 @@ _CODE = ("causal._sweep", "interventions", "outcomes", "blockstats", "cds")
 
 # Maps the streams of base and target to changes of the base's.
 Edits = Callable[[torch.Tensor, torch.Tensor], Iterable[torch.Tensor]]
-
-
-def input_recipe(study: Study) -> dict:
-    """Return the part of a recipe that names streams, dictionaries and scores."""
-    score_context(study)  # makes the artefacts named here
-    return {
-        "activations": study.streams_run.key("activations.zarr"),
-        "saes": [study.run.key(f"sae/block{b}") for b in study.blocks],
-        "cds": study.run.key("cds.parquet"),
-        "seed": study.seed,
-    }
 
 
 def steering_sweep(study: Study) -> pd.DataFrame:

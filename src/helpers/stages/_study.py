@@ -78,7 +78,7 @@ class Study:
         """The residual streams, checked and opened once."""
         return extract(self)
 
-    @property
+    @cached_property
     def design(self) -> pd.DataFrame:
         """Columns ``biosample``, ``lineage``, ``context`` in store order.
 
