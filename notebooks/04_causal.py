@@ -16,7 +16,7 @@
 # - Check edits against planted truth, where there is one.
 #
 # **Needs** `activations.zarr`, `sae/block<i>/`, `cds.parquet` (made if absent).
-# **Produces** `causal_registration.json`, `steering_sweep.parquet`, `steering.parquet`, `seeds_steering.parquet`, `seeds_ablation.parquet`, `ablation.parquet`, `dose_response.parquet`, `single_features.parquet`, `forward_selection.parquet`, `lineage_matrix.parquet`; `factor_specificity.parquet` and `factor_counts.parquet` (simulated data).
+# **Produces** `context_features.parquet`, `causal_registration.json`, `steering_sweep.parquet`, `steering.parquet`, `seeds_steering.parquet`, `seeds_ablation.parquet`, `ablation.parquet`, `dose_response.parquet`, `single_features.parquet`, `forward_selection.parquet`, `lineage_matrix.parquet`; `factor_specificity.parquet` and `factor_counts.parquet` (simulated data).
 
 # %% tags=["hide-input"]
 import importlib.util
