@@ -322,6 +322,24 @@ def test_context_features_are_as_many_as_random_sets_match(
         assert min(match.density_p, match.norm_p) < 0.1 or len(features.selected) > 5
 
 
+def test_context_features_come_back_from_their_table():
+    density = np.array([0.5, 0.0, 0.1, 0.3, 0.2, 0.4, 0.1, 0.2])  # feature 1 is dead
+    significant, selected = np.array([4, 0, 6]), np.array([4, 0])
+    pools = {
+        "any other": np.array([2, 3, 5, 6, 7]),
+        "not significant": np.array([2, 3, 5, 7]),
+    }
+    known = causal.ContextFeatures(
+        selected, significant, pools, density, np.arange(8.0)
+    )
+    found = _selection._from_table(_selection._to_table(known))
+    assert found.pools.keys() == pools.keys()
+    for name, pool in pools.items():
+        np.testing.assert_array_equal(found.pools[name], pool)
+    for name in ("selected", "significant", "density", "written_norm"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(known, name))
+
+
 def test_context_features_say_when_there_is_nothing(small_study, tmp_path, monkeypatch):
     study = plant(small_study, tmp_path, monkeypatch, noise(small_study), [])
     with pytest.raises(ValueError, match="nothing to edit"):

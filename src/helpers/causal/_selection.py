@@ -215,7 +215,7 @@ def _to_table(features: ContextFeatures) -> pd.DataFrame:
         {
             "feature": rank.index,
             "rank": rank,  # by absolute CDS, of the significant ones
-            "selected": rank <= len(features.selected),
+            "selected": (rank <= len(features.selected)).fillna(False),
             "density": features.density,
             "written_norm": features.written_norm,
         }
