@@ -94,7 +94,7 @@ def summarize(
                 total[1] += feature_acts.sign_().sum(1)  # 1 where a feature fires
             windows = slice(first + begin, first + begin + len(x))
             for values, found in zip(summary, total / store.n_tokens, strict=True):
-                values[row, windows] = found.cpu()
+                values[row, windows] = found.cpu().numpy()
         if progress is not None:
             done = row * n_windows + first + len(streams)
             progress(done, n_biosamples * n_windows)

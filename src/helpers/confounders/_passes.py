@@ -224,7 +224,7 @@ def summarize_passes(
     }
     for codes in stream_codes(model, saes, dataset, windows, passes, factors=factors):
         summary, acts = found[codes.layer], codes.feature_acts
-        summary.mean_acts[codes.index, codes.windows] = acts.mean(1).cpu()
+        summary.mean_acts[codes.index, codes.windows] = acts.mean(1).cpu().numpy()
         squares = acts.square().sum(1).double().sum(0)
         summary.squares[codes.index] += squares.cpu().numpy()
         if weights is not None:

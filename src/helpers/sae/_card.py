@@ -104,7 +104,7 @@ def evaluate(
         y = (sae.decode(feature_acts) - sae.mean).double()
         columns = [x.norm(dim=1), fires.sum(1), (u - y).square().sum(1)]
         columns += [u.square().sum(1), y.square().sum(1), (u * y).sum(1)]
-        per_row[rows] = torch.stack(columns, dim=1).cpu()
+        per_row[rows] = torch.stack(columns, dim=1).cpu().numpy()
         group = torch.from_numpy(codes[rows]).to(device)
         u_sum.index_add_(0, group, u)
         y_sum.index_add_(0, group, y)
@@ -121,7 +121,7 @@ def evaluate(
     if len(l0) > 1 and l0.max() > 1.2 * l0.min():
         warnings.warn(
             f"mean L0 differs between groups by more than 20 %: {l0.min():.1f} in "
-            f"{l0.idxmin()!r}, {l0.max():.1f} in {l0.idxmax()!r}",
+            f"{str(l0.idxmin())!r}, {l0.max():.1f} in {str(l0.idxmax())!r}",
             stacklevel=2,
         )
     return Card(
