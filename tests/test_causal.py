@@ -34,6 +34,7 @@ from helpers.causal import (
     _specificity,
     _steering,
     _sweep,
+    _windows,
 )
 from helpers.causal._side_by_side import side_by_side
 from helpers.runs import Run
@@ -715,7 +716,7 @@ def test_moves_hit_the_moments_they_promise(shifted):
     pair = _moves.pair_of(shifted, lineage, "vitro-to-vivo")
     moments = moves.moments(0)
     windows = shifted.dataset.windows_of("select")
-    x0, x1 = (_selection.read_streams(shifted, 0, b, windows) for b in pair)
+    x0, x1 = (_windows.read_streams(shifted, 0, b, windows) for b in pair)
     reached = x0 + moves.of("affine map", 0, lineage, "vitro-to-vivo")(x0)
     target = x1.flatten(0, 1).mean(dim=0)
     torch.testing.assert_close(
@@ -742,7 +743,7 @@ def test_active_tokens_are_scaled_and_silent_ones_left(shifted):
     moves = _moves.Moves(shifted, _selection.dictionaries(shifted))
     lineage, direction = shifted.lineages[0], "vivo-to-vitro"
     pair = _moves.pair_of(shifted, lineage, direction)
-    x = _selection.read_streams(shifted, 0, pair[0], np.arange(3))
+    x = _windows.read_streams(shifted, 0, pair[0], np.arange(3))
     x[:, ::2, DRIVER] = 0
     delta = moves.of("SAE, active tokens", 0, lineage, direction)(x)
     # The cell line has none of it: an active feature is scaled to nothing.
@@ -753,12 +754,12 @@ def test_active_tokens_are_scaled_and_silent_ones_left(shifted):
 def test_output_scores_of_a_linear_model_are_exact(shifted):
     moves = _moves.Moves(shifted, _selection.dictionaries(shifted))
     scores = moves.output_scores(0, "vitro-to-vivo")
-    windows = _selection.spread_windows(shifted, "tune", _moves.N_OUTPUT)
+    windows = _windows.spread_windows(shifted, "tune", _moves.N_OUTPUT)
     total = 0.0
     for lineage in shifted.lineages:
         pair = _moves.pair_of(shifted, lineage, "vitro-to-vivo")
         y0, y1 = (
-            _sweep.predict(shifted, 0, _selection.read_streams(shifted, 0, b, windows))
+            _sweep.predict(shifted, 0, _windows.read_streams(shifted, 0, b, windows))
             for b in pair
         )
         base, target = moves._mean_acts(0)[pair]
@@ -834,7 +835,7 @@ def test_specific_factors_are_counted_with_the_draws():
 def test_zeroing_features_of_a_linear_model_is_what_was_estimated(shifted):
     known = _selection.dictionaries(shifted)
     windows = np.arange(6)
-    x = _selection.read_streams(shifted, 0, 0, windows)
+    x = _windows.read_streams(shifted, 0, 0, windows)
     shape = (6, x.shape[1] - 4)
     rng = np.random.default_rng(0)
     weights = torch.from_numpy((rng.random((3, *shape)) < 0.3).astype(np.float32))

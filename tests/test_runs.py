@@ -125,6 +125,26 @@ def test_table_is_computed_once_and_kept_as_parquet(run):
     pd.testing.assert_frame_equal(pd.read_parquet(run.path("cds.parquet")), table)
 
 
+def test_tables_of_one_measurement_are_measured_once(run):
+    calls, names = [], ["effects.parquet", "random.parquet"]
+    expected = [pd.DataFrame({"effect": [1.0]}), pd.DataFrame({"random": [2.0, 3.0]})]
+
+    def measure():
+        calls.append(1)
+        return expected
+
+    def read():
+        for found, table in zip(run.tables(names, {}, measure), expected, strict=True):
+            pd.testing.assert_frame_equal(found, table)
+
+    read()
+    read()
+    assert len(calls) == 1
+    run.path("random.parquet").unlink()
+    read()
+    assert len(calls) == 2
+
+
 def test_key_changes_with_the_recipe_only(run):
     run.artefact("a", {"x": 1}, Builder("one"))
     run.artefact("b", {"x": 1}, Builder("two"))

@@ -21,16 +21,11 @@ from helpers.causal._greedy import forward_selection
 from helpers.causal._locus import SteeredLocus, steered_locus
 from helpers.causal._registration import REGISTRATION, register, registered
 from helpers.causal._seeds import headline_over_seeds, over_seeds, seed_spread
-from helpers.causal._selection import (
-    CLASSES,
-    ContextFeatures,
-    context_features,
-    spread_windows,
-    token_classes,
-)
+from helpers.causal._selection import ContextFeatures, context_features
 from helpers.causal._specificity import factor_counts, factor_specificity
 from helpers.causal._steering import METHODS, ORACLES, coherence, steering
 from helpers.causal._sweep import best_dose, steering_sweep
+from helpers.causal._windows import CLASSES, spread_windows, token_classes
 
 __all__ = [
     "CLASSES",

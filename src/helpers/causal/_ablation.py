@@ -15,14 +15,12 @@ from helpers.causal._registration import registered_windows
 from helpers.causal._selection import (
     ContextFeatures,
     Dictionary,
-    blocks_of,
     dictionaries,
     input_recipe,
     matched_sets,
-    tables_of,
-    token_classes,
 )
 from helpers.causal._side_by_side import side_by_side
+from helpers.causal._windows import blocks_of, token_classes
 from helpers.interventions import MatchedSets, effect_size
 from helpers.runs import code_digest
 from helpers.stages import Study
@@ -109,7 +107,7 @@ def _tables(study: Study) -> list[pd.DataFrame]:
         "code": code_digest(*_CODE),
     }
     names = ["ablation.parquet", "ablation_random.parquet"]
-    return tables_of(study, names, recipe, lambda: _ablate(study, windows))
+    return study.run.tables(names, recipe, lambda: _ablate(study, windows))
 
 
 def _ablate(study: Study, windows: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:

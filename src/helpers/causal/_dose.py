@@ -18,14 +18,12 @@ from helpers.causal._edits import edit
 from helpers.causal._registration import registered_windows
 from helpers.causal._selection import (
     Dictionary,
-    blocks_of,
     dictionaries,
     input_recipe,
     lineage_features,
-    tables_of,
-    token_classes,
 )
 from helpers.causal._side_by_side import side_by_side
+from helpers.causal._windows import blocks_of, token_classes
 from helpers.runs import code_digest
 from helpers.stages import Study, score_context
 
@@ -86,7 +84,7 @@ def _tables(study: Study) -> list[pd.DataFrame]:
         "code": code_digest(*_CODE),
     }
     names = ["dose_response.parquet", "single_features.parquet"]
-    return tables_of(study, names, recipe, lambda: _measure(study, windows))
+    return study.run.tables(names, recipe, lambda: _measure(study, windows))
 
 
 def _measure(study: Study, windows: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:

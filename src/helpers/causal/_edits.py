@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from helpers.causal._selection import batches, read_streams
+from helpers.causal._windows import batches, read_streams
 from helpers.interventions import ablation_deltas, effects
 from helpers.sae import BatchTopKSAE
 from helpers.stages import Study

@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 from scipy.ndimage import binary_dilation
 
-from helpers.causal._selection import batches
 from helpers.causal._side_by_side import side_by_side
+from helpers.causal._windows import batches
 from helpers.pretrain._batches import hide
 from helpers.stages import Study
 from helpers.truth import factor_sites, read_factors

@@ -19,15 +19,13 @@ from helpers.causal._moves import pair_of
 from helpers.causal._registration import registered, registered_windows
 from helpers.causal._selection import (
     Dictionary,
-    blocks_of,
     dictionaries,
     input_recipe,
     matched_sets,
-    read_streams,
-    spread_windows,
 )
 from helpers.causal._side_by_side import side_by_side
 from helpers.causal._sweep import steer_all
+from helpers.causal._windows import blocks_of, read_streams, spread_windows
 from helpers.interventions import ablation_deltas
 from helpers.outcomes import gap_terms
 from helpers.runs import code_digest

@@ -9,8 +9,9 @@ import pandas as pd
 
 from helpers.causal._moves import Moves
 from helpers.causal._registration import registered_windows
-from helpers.causal._selection import dictionaries, token_classes
+from helpers.causal._selection import dictionaries
 from helpers.causal._sweep import best_dose, moved, steer_all, steering_sweep
+from helpers.causal._windows import token_classes
 from helpers.stages import Study
 
 __all__ = ["SteeredLocus", "steered_locus"]

@@ -19,13 +19,11 @@ from torch.nn import functional as F
 from helpers.causal._selection import (
     ContextFeatures,
     Dictionary,
-    batches,
     held_out_features,
     matched_sets,
-    read_streams,
-    spread_windows,
 )
 from helpers.causal._side_by_side import side_by_side
+from helpers.causal._windows import batches, read_streams, spread_windows
 from helpers.interventions import steering_direction
 from helpers.stages import Study
 

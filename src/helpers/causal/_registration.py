@@ -17,17 +17,14 @@ import numpy as np
 import pandas as pd
 
 from helpers.causal._moves import DIRECTIONS, LINEAR, POOLED
-from helpers.causal._selection import (
-    context_features,
-    input_recipe,
-    spread_windows,
-)
+from helpers.causal._selection import context_features, input_recipe
 from helpers.causal._sweep import (
     EVERY_BLOCK,
     RANDOM_TUNED,
     best_dose,
     steering_sweep,
 )
+from helpers.causal._windows import spread_windows
 from helpers.stages import Study
 
 __all__ = ["REGISTRATION", "register", "registered", "registered_windows"]

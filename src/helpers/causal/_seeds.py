@@ -27,12 +27,9 @@ from helpers.causal._moves import POOLED, Moves
 from helpers.causal._registration import registered, registered_windows
 from helpers.causal._selection import (
     Dictionary,
-    blocks_of,
     dictionaries,
     input_recipe,
     other_training,
-    tables_of,
-    token_classes,
 )
 from helpers.causal._side_by_side import side_by_side
 from helpers.causal._sweep import (
@@ -43,6 +40,7 @@ from helpers.causal._sweep import (
     steering_sweep,
     sweep_rows,
 )
+from helpers.causal._windows import blocks_of, token_classes
 from helpers.outcomes import gap_terms
 from helpers.runs import code_digest
 from helpers.stages import Study
@@ -118,7 +116,7 @@ def headline_over_seeds(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
         return [pd.concat(tables, ignore_index=True) for tables in of_tables]
 
     names = ["seeds_steering.parquet", "seeds_ablation.parquet"]
-    of_steering, of_ablation = tables_of(study, names, recipe, build)
+    of_steering, of_ablation = study.run.tables(names, recipe, build)
     return of_steering, of_ablation
 
 

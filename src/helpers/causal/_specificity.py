@@ -23,15 +23,9 @@ from helpers.causal._factor_features import (
 from helpers.causal._factor_tokens import GROUPS, TRACKS, Split, read_splits
 from helpers.causal._gap_scores import percentiles
 from helpers.causal._registration import registered_windows
-from helpers.causal._selection import (
-    Dictionary,
-    blocks_of,
-    dictionaries,
-    input_recipe,
-    spread_windows,
-    tables_of,
-)
+from helpers.causal._selection import Dictionary, dictionaries, input_recipe
 from helpers.causal._side_by_side import side_by_side
+from helpers.causal._windows import blocks_of, spread_windows
 from helpers.interventions import ablate, edit_blocks
 from helpers.runs import code_digest
 from helpers.stages import Study
@@ -106,7 +100,7 @@ def _tables(study: Study) -> list[pd.DataFrame]:
         "code": code_digest(*_CODE),
     }
     names = ["factor_specificity.parquet", "factor_counts.parquet"]
-    return tables_of(study, names, recipe, lambda: _measure_all(study, windows))
+    return study.run.tables(names, recipe, lambda: _measure_all(study, windows))
 
 
 def _measure_all(

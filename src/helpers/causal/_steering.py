@@ -24,17 +24,7 @@ from helpers.causal._moves import (
     pair_of,
 )
 from helpers.causal._registration import registered_windows
-from helpers.causal._selection import (
-    CLASSES,
-    batches,
-    blocks_of,
-    dictionaries,
-    input_recipe,
-    read_streams,
-    spread_windows,
-    tables_of,
-    token_classes,
-)
+from helpers.causal._selection import dictionaries, input_recipe
 from helpers.causal._side_by_side import side_by_side
 from helpers.causal._sweep import (
     EVERY_BLOCK,
@@ -47,6 +37,14 @@ from helpers.causal._sweep import (
     steer_all,
     steer_blocks,
     steering_sweep,
+)
+from helpers.causal._windows import (
+    CLASSES,
+    batches,
+    blocks_of,
+    read_streams,
+    spread_windows,
+    token_classes,
 )
 from helpers.interventions import ablation_deltas
 from helpers.outcomes import output_rescale
@@ -145,7 +143,7 @@ def _tables(study: Study) -> list[pd.DataFrame]:
         "code": code_digest(*_CODE),
     }
     names = ["steering.parquet", "steering_coherence.parquet"]
-    return tables_of(study, names, recipe, lambda: _measure(study, sweep, windows))
+    return study.run.tables(names, recipe, lambda: _measure(study, sweep, windows))
 
 
 def _measure(

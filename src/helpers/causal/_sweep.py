@@ -15,14 +15,9 @@ import pandas as pd
 import torch
 
 from helpers.causal._moves import DIRECTIONS, LINEAR, Move, Moves, pair_of
-from helpers.causal._selection import (
-    batches,
-    dictionaries,
-    input_recipe,
-    read_streams,
-    spread_windows,
-)
+from helpers.causal._selection import dictionaries, input_recipe
 from helpers.causal._side_by_side import side_by_side
+from helpers.causal._windows import batches, read_streams, spread_windows
 from helpers.interventions import edit_blocks, effects
 from helpers.outcomes import gap_closed, gap_terms
 from helpers.probe import restart

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from helpers.calibration import random_weights
-from helpers.causal._selection import token_classes
+from helpers.causal._windows import token_classes
 from helpers.dictionaries._front import (
     FRONT_KS,
     FRONT_WIDTHS,

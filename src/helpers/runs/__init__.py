@@ -15,7 +15,7 @@ import logging
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -247,6 +247,28 @@ class Run:
         """
         path = self.artefact(name, recipe, lambda partial: build().to_parquet(partial))
         return pd.read_parquet(path)
+
+    def tables(
+        self,
+        names: Sequence[str],
+        recipe: dict,
+        measure: Callable[[], Sequence[pd.DataFrame]],
+    ) -> list[pd.DataFrame]:
+        """Return tables that one measurement makes, in order.
+
+        If one of them is missing or of another recipe, they are measured once.
+        """
+        found: list[pd.DataFrame] = []
+
+        def measured(k: int) -> pd.DataFrame:
+            if not found:
+                found.extend(measure())
+            return found[k]
+
+        return [
+            self.table(name, recipe, lambda k=k: measured(k))
+            for k, name in enumerate(names)
+        ]
 
 
 def _build(
