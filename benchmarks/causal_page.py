@@ -1,7 +1,7 @@
 """Time page 04 from nothing of its own, beside the arithmetic it cannot do without.
 
-The run folder, in which pages 01 to 03 are made, is copied by hard links without what
-page 04 makes, and the notebook is executed there by papermill. The floor is the
+What the page makes is removed from a run in which pages 01 to 03 are made, all but the
+registration, and the notebook is executed by papermill. The floor is the
 arithmetic that `helpers.costs` counts for the causal tests at the rate at which one
 core multiplies a stream by a square matrix, on every core at once, measured in the same
 run. Normalizations, activations, tables, and the tests against planted factors are not
@@ -32,7 +32,6 @@ NOTEBOOK = ROOT / "notebooks" / "04_causal.ipynb"
 GOAL = 120.0  # seconds
 MADE = (
     "ablation*",
-    "causal_registration.json",
     "context_features*",
     "dose_response*",
     "factor_*",
@@ -49,9 +48,10 @@ N_PRODUCTS, N_TOKENS = 200, 8192
 def main() -> None:
     """Print Markdown tables: the page, and its longest cells."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=ROOT / "_build/runs/simulated")
+    parser.add_argument("--run", type=Path, default=Path("_build/runs/simulated"))
     parser.add_argument("--repeats", type=int, default=1)
     arguments = parser.parse_args()
+    os.chdir(ROOT)  # as `make` does: recipes name files
     if not (arguments.run / "cds.parquet").is_file():
         parser.error(f"{arguments.run} has no cds.parquet: make pages 01 to 03 first")
     cores = len(os.sched_getaffinity(0))
@@ -98,23 +98,22 @@ def product_rate(d_model: int) -> float:
 
 def execute(run: Path) -> tuple[float, float, list[tuple[float, str]]]:
     """Execute the page and return wall time, processor time and those of its cells."""
-    with tempfile.TemporaryDirectory(dir=run.parent, prefix=".page04_") as scratch:
-        copy, executed = Path(scratch) / run.name, Path(scratch) / "executed.ipynb"
-        shutil.copytree(
-            run, copy, copy_function=os.link, ignore=shutil.ignore_patterns(*MADE)
-        )
-        before = recipes(copy)
+    for path in (path for pattern in MADE for path in run.glob(pattern)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = recipes(run)
+    with tempfile.TemporaryDirectory() as scratch:
+        executed = Path(scratch) / "executed.ipynb"
         command = [sys.executable, "-m", "papermill", "--no-progress-bar"]
-        command += ["-k", "python3", "-p", "run", str(copy), NOTEBOOK, executed]
+        command += ["-k", "python3", "-p", "run", str(run), NOTEBOOK, executed]
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         start = time.perf_counter()
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         wall = time.perf_counter() - start
         if done.returncode:
             raise SystemExit(f"the page failed:\n{done.stderr[-3000:]}")
-        if again := [name for name, at in recipes(copy).items() if at != before[name]]:
-            raise SystemExit(f"made again, so make pages 01 to 03 first: {again}")
         notebook = nbformat.read(executed, as_version=4)
+    if again := [name for name, at in before.items() if at != recipes(run)[name]]:
+        raise SystemExit(f"made again, so make pages 01 to 03 first: {again}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
     cells = [
