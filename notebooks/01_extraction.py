@@ -108,7 +108,7 @@ windows.groupby("split", sort=False).agg(
 # The *noise ceiling* is the expected signal of the simulator, which nothing can beat because only count noise is left; it is absent for real data.
 # Two variants of the model lose one input: *no motif activity* gives every biosample the same mean vector, *no neighbors* hides the whole track.
 #
-# *Differential* tokens are those whose measured signal differs at least threefold between the two contexts of a lineage.
+# *Differential* tokens are those whose measured signal, plus 1, differs at least threefold between the two contexts of a lineage.
 # They are what this book is about, and the average track cannot know them.
 
 # %% tags=["remove-stderr"]

@@ -412,7 +412,7 @@ display(Markdown("\n".join(lines)))
 #
 # ## Exercises
 #
-# 1. Score one lineage alone with `tissues = ["liver"]`. Why can no feature be called shared?
+# 1. Score one lineage alone with `tissues = ["liver"]` and another `run` folder. Why can no feature be called shared?
 # 2. Which features does the naive score miss that the paired one finds, and why?
 #
 # <details><summary>Answers</summary>

@@ -86,7 +86,7 @@ drawn.design
 # ## A model from another library
 #
 # A BERT with three blocks of width 64 is built from its configuration and learns to guess hidden codons of other sequences of the same kind; nothing is downloaded.
-# It is Hugging Face's where `transformers` is installed (`pip install "chromatin-context[any]"`), and one of plain PyTorch where it is not: all that follows knows only the names of its blocks.
+# It is Hugging Face's where `transformers` is installed (in a checkout, `pip install -e '.[any]'`), and one of plain PyTorch where it is not: all that follows knows only the names of its blocks.
 
 # %% tags=["remove-stderr"]
 encoder = make_encoder(n_tokens, random_state=seed)

@@ -145,7 +145,9 @@ def _make_small() -> None:
     _dictionaries.sae_config = lambda d_model: SAEConfig(
         d_sae=4 * d_model, k=8, batch_size=512, n_epochs=2
     )
-    _ablation.N_RANDOM = {"resample": {"any other": 9, "not significant": 9}}
+    _ablation.N_RANDOM = {
+        ("visible", "resample"): {"any other": 9, "not significant": 9}
+    }
     _sweep.DOSES, _sweep.N_TUNED, _sweep.N_TUNE = (-1.0, 1.0, 2.0), 1, 4
     _transfer._FIRST_WAIT_S, _transfer._TIMEOUT_S = 0.01, (2, 0.5)
 

@@ -52,8 +52,9 @@ REFUSALS += ("ConnectionError",)
 _WHO = re.compile(r"process \d+ on \S+")
 _FULL = ("No space left", "bytes left", "more bytes are needed")
 _TIMES = re.compile(rb'\d{4}-\d\d-\d\dT[0-9:.+Z-]+|"modified_ns": \d+')
-# A registration keeps what it supersedes, so a plan of another seed leaves a trace.
-_HISTORY = re.compile(rb'"superseded": \[.*?\]', re.DOTALL)
+# A registration keeps what it supersedes and which results were there before it, so a
+# plan of another seed leaves a trace.
+_HISTORY = re.compile(rb'"(superseded|results_before)": \[.*?\]', re.DOTALL)
 _SHOWN = 240  # letters of an error on the page
 _LISTS = (".bed", ".gmt")  # half of a list is a list: nothing can tell
 

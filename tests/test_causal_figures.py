@@ -86,9 +86,15 @@ def test_block_heatmap_counts_lineages_that_stand_out():
     columns = ["layer", "lineage", "direction", "outcome", "difference", "p"]
     ax = figures_causal.block_heatmap(pd.DataFrame(rows, columns=columns), "difference")
     texts = [text.get_text() for text in ax.texts]
-    assert texts == ["-0.50\n(1)"] * 2 + ["-1.00\n(1)"] * 2
+    assert texts == ["-0.500\n(1)"] * 2 + ["-1.000\n(1)"] * 2
     (image,) = ax.images
     assert image.get_clim() == (-1.0, 1.0)
+
+
+def test_ablation_effects_say_when_nothing_was_measured():
+    nothing = pd.DataFrame(columns=["layer", "lineage", "effect"])
+    ax = figures_causal.ablation_effects(nothing, nothing)
+    assert [text.get_text() for text in ax.texts] == ["not measured"]
 
 
 def test_lineage_heatmap_puts_the_diagonal_where_it_belongs():

@@ -13,6 +13,7 @@ from helpers.dictionaries import _front as fronts
 from helpers.dictionaries import _training as training
 from helpers.runs import Run
 from helpers.sae import SAEConfig, planted_world, train
+from helpers.token_classes import token_classes
 
 CONFIG = SAEConfig(d_sae=48, k=4, n_epochs=2, batch_size=512)
 pytestmark = pytest.mark.filterwarnings("ignore:mean L0 differs:UserWarning")
@@ -94,7 +95,7 @@ def test_labels_are_those_of_the_tokens(study):
     index = stages.extract(study).rows(0, splits=["test"]).index
     labels = dictionaries._labels(study, index)
     windows = study.dataset.windows_of("test")
-    classes = dictionaries.token_classes(study, windows)
+    classes = token_classes(study, windows)
     crop = study.model.config.crop
     for row in np.random.default_rng(0).integers(0, len(index), 60):
         b, window, token = index.iloc[row]

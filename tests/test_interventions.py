@@ -124,6 +124,9 @@ def test_steering_with_all_features_is_diff_mean_where_the_sae_is_exact():
     torch.testing.assert_close(only, direction * torch.tensor([0.0, 0, 1, 0]))
     moved = steer(x0, direction, 1.0)
     torch.testing.assert_close(moved.mean(dim=(0, 1)), x1.mean(dim=(0, 1)))
+    wider = torch.zeros(len(means[1]) + 1)
+    with pytest.raises(ValueError, match=r"mean1 must have shape \(4,\).*got \(5,\)"):
+        steering_direction(means[0], wider, sae, [2])
 
 
 @pytest.mark.parametrize(
@@ -335,6 +338,8 @@ def test_matched_random_sets_refuse_what_cannot_be_matched():
         matched_random_sets(*far, n_sets=5, max_widened=2)
     with pytest.raises(ValueError, match="15 selected and 5 candidates"):
         matched_random_sets(np.arange(15), np.arange(20), density, norm)
+    with pytest.raises(ValueError, match="selected must be integer .* float64"):
+        matched_random_sets([0.5, 2.7], np.arange(20), density, norm)
     with pytest.raises(ValueError, match="0 selected"):
         matched_random_sets([], np.arange(20), density, norm)
     with pytest.raises(ValueError, match=r"dead or foreign \[20\]"):

@@ -161,3 +161,12 @@ def test_restart_of_another_model_needs_inputs():
         restart(TupleModel(), stream, "encoder.0")
     output = restart(TupleModel(), stream, "encoder.0", inputs=x)
     assert torch.equal(output, torch.full((1, 2), 6.0))
+
+
+def test_restart_refuses_a_layer_that_ran_never_or_twice():
+    stream = torch.ones(1, 2, 3)
+    with pytest.raises(ValueError, match="'unused' must run exactly once.*0 times"):
+        restart(TupleModel(), stream, "unused", inputs=stream)
+    shared = nn.Identity()
+    with pytest.raises(ValueError, match="ran 2 times"):
+        restart(nn.Sequential(shared, shared), stream, "0", inputs=stream)

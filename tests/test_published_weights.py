@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.epibert import EpiBERT
-from helpers.published_weights import RECORD, published_weights
+from helpers.published_weights import RECORD, main, published_weights
 from local_server import LocalServer
 
 TINY = Path(__file__).parent / "data" / "epibert_tiny"
@@ -89,3 +89,16 @@ def test_an_ambiguous_record_is_listed_and_not_guessed(server, tmp_path):
     publish(server, archives)
     with pytest.raises(ValueError, match=r"\['first.zip', 'second.zip'\].*`model`"):
         published_weights(tmp_path / "kept", source=server.url)
+
+
+def test_the_command_says_where_the_weights_lie(server, tmp_path, monkeypatch, capsys):
+    publish(server, copied(server.folder / "files", "ckpt-45"))
+    kept = str(tmp_path / "kept")
+    command = ["published_weights", "--output", kept, "--source", server.url]
+    monkeypatch.setattr("sys.argv", command)
+    main()
+    assert loads(capsys.readouterr().out.strip())
+    monkeypatch.setattr("sys.argv", [*command[:-1], str(tmp_path / "absent")])
+    with pytest.raises(SystemExit):
+        main()
+    assert "error: " in capsys.readouterr().err

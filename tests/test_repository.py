@@ -243,7 +243,9 @@ def test_conda_environment_is_in_step_with_pyproject():
     assert python.partition("=")[2] in SpecifierSet(PROJECT["requires-python"])
 
     (by_pip,) = [entry["pip"] for entry in packages if isinstance(entry, dict)]
-    constraint, project = by_pip
+    index, constraint, project = by_pip
+    makefile = (ROOT / "Makefile").read_text()
+    assert f"TORCH_INDEX ?= {index.removeprefix('--extra-index-url ')}\n" in makefile
     assert constraint == "-c constraints.txt"
     extras = re.fullmatch(r"-e \.\[([\w,]+)\]", project).group(1)
     assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])

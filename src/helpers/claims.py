@@ -15,6 +15,7 @@ from helpers.causal import (
     ablation,
     headline_over_seeds,
     register,
+    registered_rows,
     seed_spread,
     steering,
 )
@@ -80,15 +81,8 @@ def _evidence_row(study: Study) -> tuple:
 
 
 def _ablation_rows(study: Study) -> list[tuple]:
-    table = ablation(study)
-    shown = table[
-        (table["value"] == "resample")
-        & (table["outcome"] == "vivo-up")
-        & (table["direction"] == "vivo-to-vitro")
-        & (table["control"] == "any other")
-    ]
     rows = []
-    for layer, group in shown.groupby("layer"):
+    for layer, group in registered_rows(ablation(study)).groupby("layer"):
         larger = (group["p"] <= 0.05) & (group["effect"].abs() > group["random"].abs())
         effects = ", ".join(
             f"{r.lineage} {r.effect:+.2f} (random {r.random:+.2f}, d_z {r.d_z:+.1f}, "

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 __all__ = [
+    "LOG_FLOOR",
     "EffectSize",
     "GapClosed",
     "OutputRescale",
@@ -22,7 +23,7 @@ __all__ = [
     "poisson_loss",
 ]
 
-_LOG_FLOOR = 1e-7  # inside the logarithm of the loss, as in training
+LOG_FLOOR = 1e-7  # inside the logarithm of the loss, as in training
 
 
 class GapClosed(NamedTuple):
@@ -160,7 +161,7 @@ def poisson_loss(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     predicted, measured : array
         Counts, of shapes that broadcast; up to a constant of the measured values.
     """
-    return predicted - measured * np.log(predicted + _LOG_FLOOR)
+    return predicted - measured * np.log(predicted + LOG_FLOOR)
 
 
 class OutputRescale(NamedTuple):

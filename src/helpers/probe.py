@@ -7,6 +7,7 @@ Plain forward hooks, because they work on every ``nn.Module`` and can be tested.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -76,11 +77,7 @@ def capture(
             stack.callback(handle.remove)
         _forward(model, inputs)
     for layer, streams in seen.items():
-        if len(streams) != 1:
-            raise ValueError(
-                f"layer {layer!r} must run exactly once per forward pass; "
-                f"it ran {len(streams)} times"
-            )
+        _check_once(layer, len(streams))
     return {layer: streams[0] for layer, streams in seen.items()}
 
 
@@ -107,10 +104,21 @@ def edited(model: nn.Module, edits: Mapping[Layer, Edit]) -> Iterator[nn.Module]
     ValueError
         If a layer does not exist, or an edit changes the stream's shape or dtype.
     """
+    with _counted_edits(model, edits):
+        yield model
+
+
+@contextmanager
+def _counted_edits(
+    model: nn.Module, edits: Mapping[Layer, Edit]
+) -> Iterator[Counter[Layer]]:
+    """Edit as `edited` does, and count how often each layer ran."""
     modules = {layer: _module(model, layer) for layer in edits}
+    n_runs: Counter[Layer] = Counter()
 
     def apply(layer: Layer) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            n_runs[layer] += 1
             stream = _stream(output, layer)
             changed = edits[layer](stream)
             if changed.shape != stream.shape or changed.dtype != stream.dtype:
@@ -127,7 +135,7 @@ def edited(model: nn.Module, edits: Mapping[Layer, Edit]) -> Iterator[nn.Module]
         for layer, module in modules.items():
             handle = module.register_forward_hook(apply(layer))
             stack.callback(handle.remove)
-        yield model
+        yield n_runs
 
 
 @torch.no_grad()
@@ -166,13 +174,15 @@ def restart(
     Raises
     ------
     ValueError
-        If the layer does not exist, or the model cannot start midway and `inputs` is
-        missing.
+        If the layer does not exist, the model cannot start midway and `inputs` is
+        missing, or the layer's module ran not exactly once in the full pass.
     """
     _module(model, layer)
     if inputs is not None:
-        with edited(model, {layer: lambda _: x}):
-            return _forward(model, inputs)
+        with _counted_edits(model, {layer: lambda _: x}) as n_runs:
+            output = _forward(model, inputs)
+        _check_once(layer, n_runs[layer])
+        return output
     if isinstance(layer, str) or not hasattr(model, "run_blocks"):
         raise ValueError(
             f"{type(model).__name__} cannot start after layer {layer!r}: it needs an "
@@ -202,6 +212,15 @@ def _module(model: nn.Module, layer: Layer) -> nn.Module:
     if not 0 <= layer < len(blocks):
         raise ValueError(f"layer must lie in 0 … {len(blocks) - 1}; got {layer}")
     return blocks[layer]
+
+
+def _check_once(layer: Layer, n_runs: int) -> None:
+    """Refuse a layer that is unused, or shared between depths."""
+    if n_runs != 1:
+        raise ValueError(
+            f"layer {layer!r} must run exactly once per forward pass; it ran {n_runs} "
+            "times"
+        )
 
 
 def _stream(output: Any, layer: Layer) -> torch.Tensor:

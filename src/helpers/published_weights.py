@@ -2,10 +2,12 @@
 
 The record's files are asked for, not assumed: it may hold the parts of TensorFlow
 checkpoints, or archives of them. The authors' first model is the one they built on.
+``python -m helpers.published_weights`` fetches ahead, for machines without network.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
 import shutil
@@ -86,3 +88,25 @@ def _choose(candidates: Sequence[str], listed: Sequence[str]) -> str:
         f"1; found {list(candidates)} among {list(listed)}. Download and unpack what "
         "you want, and name it with the parameter `model`, such as model1/ckpt-45"
     )
+
+
+def main() -> None:
+    """Fetch the weights ahead of time, from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.published_weights", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("_build/data/encode/weights")
+    )
+    parser.add_argument(
+        "--source", default=ZENODO, help="mirror of Zenodo, or a folder"
+    )
+    arguments = parser.parse_args()
+    try:
+        print(published_weights(arguments.output, source=arguments.source))
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

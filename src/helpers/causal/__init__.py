@@ -10,29 +10,42 @@ error, and share forward passes. Features come from ``select`` windows, doses fr
 from __future__ import annotations
 
 from helpers.causal._ablation import (
+    CLASS_OUTCOMES,
     N_RANDOM,
     N_WINDOWS,
     OUTCOMES,
     ablation,
     ablation_random,
 )
-from helpers.causal._dose import dose_response, lineage_matrix, single_features
+from helpers.causal._dose import (
+    dose_response,
+    growth_trend,
+    lineage_matrix,
+    single_features,
+)
 from helpers.causal._greedy import forward_selection
 from helpers.causal._locus import SteeredLocus, steered_locus
-from helpers.causal._registration import REGISTRATION, register, registered
+from helpers.causal._other_sets import OTHER_SETS, other_sets
+from helpers.causal._registration import (
+    REGISTRATION,
+    register,
+    registered,
+    registered_rows,
+)
 from helpers.causal._seeds import headline_over_seeds, over_seeds, seed_spread
 from helpers.causal._selection import ContextFeatures, context_features
 from helpers.causal._specificity import factor_counts, factor_specificity
 from helpers.causal._steering import METHODS, ORACLES, coherence, steering
 from helpers.causal._sweep import best_dose, steering_sweep
-from helpers.causal._windows import CLASSES, spread_windows, token_classes
+from helpers.causal._windows import spread_windows
 
 __all__ = [
-    "CLASSES",
+    "CLASS_OUTCOMES",
     "METHODS",
     "N_RANDOM",
     "N_WINDOWS",
     "ORACLES",
+    "OTHER_SETS",
     "OUTCOMES",
     "REGISTRATION",
     "ContextFeatures",
@@ -46,16 +59,18 @@ __all__ = [
     "factor_counts",
     "factor_specificity",
     "forward_selection",
+    "growth_trend",
     "headline_over_seeds",
     "lineage_matrix",
+    "other_sets",
     "over_seeds",
     "register",
     "registered",
+    "registered_rows",
     "seed_spread",
     "single_features",
     "spread_windows",
     "steered_locus",
     "steering",
     "steering_sweep",
-    "token_classes",
 ]

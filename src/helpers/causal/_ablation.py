@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain, product
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from helpers.blockstats import adjust_p_values, block_bootstrap
 from helpers.causal._edits import Readout, class_means, edit
-from helpers.causal._registration import registered_windows
+from helpers.causal._registration import ABLATION, registered_windows
 from helpers.causal._selection import (
     ContextFeatures,
     Dictionary,
@@ -20,12 +20,16 @@ from helpers.causal._selection import (
     matched_sets,
 )
 from helpers.causal._side_by_side import side_by_side
-from helpers.causal._windows import blocks_of, token_classes
-from helpers.interventions import MatchedSets, effect_size
+from helpers.causal._tracks import run_tracks
+from helpers.causal._windows import blocks_of, read_streams
+from helpers.interventions import MatchedSets
+from helpers.outcomes import LOG_FLOOR, effect_size
 from helpers.runs import code_digest
 from helpers.stages import Study
+from helpers.token_classes import token_classes
 
 __all__ = [
+    "CLASS_OUTCOMES",
     "N_RANDOM",
     "N_WINDOWS",
     "OUTCOMES",
@@ -38,16 +42,27 @@ __all__ = [
 ]
 
 N_WINDOWS = 16  # of the test split, spread over its genomic blocks
-# Random sets per value and control; zero, and features that differ in more than their
-# significance, are the second look.
+# Random sets per track, value and control, so many that 5 % of the p-values are at most
+# 0.05 by chance. What is not registered is the second look.
 N_RANDOM = {
-    "resample": {"any other": 199, "not significant": 49},
-    "zero": {"any other": 49},
+    ("visible", "resample"): {
+        "any other": ABLATION["n_random_sets"],
+        "not significant": 59,
+    },
+    ("visible", "zero"): {"any other": 59},
+    ("hidden", "resample"): {"any other": 59},
 }
-OUTCOMES = ("vivo-up", "vitro-up", "invariant", "loss")
+CLASS_OUTCOMES = ("vivo-up", "vitro-up", "invariant")  # mean log1p prediction
+COUNT_OUTCOMES = ("vivo-up counts", "vitro-up counts")  # mean prediction
+OUTCOMES = (*CLASS_OUTCOMES, *COUNT_OUTCOMES, "loss")
 INPUTS = {"vivo-to-vitro": (1, 0), "vitro-to-vivo": (0, 1)}  # edited, reference
 _MIN_WINDOWS = 3  # with a token of the class, for an effect to be given
-_CODE = ("causal._ablation", "interventions", "outcomes", "blockstats")
+_MIN_BLOCKS = 2  # of the genome that these lie in
+_CODE = ("causal._ablation", "interventions", "probe", "token_classes", "masked")
+_CODE += ("outcomes", "blockstats")
+
+# Maps a block and a biosample to its streams on the windows.
+Streams = Callable[[int, int], torch.Tensor]
 
 
 def ablation(study: Study) -> pd.DataFrame:
@@ -56,7 +71,9 @@ def ablation(study: Study) -> pd.DataFrame:
     The selected features of a block (`context_features`) take the activations they have
     on the same window in the other context (``resample``), or none (``zero``), on 16
     test windows, and so do random sets matched on density and written norm. An effect
-    is the mean over windows of edited minus unedited.
+    is the mean over windows of edited minus unedited. The model sees the whole track
+    (``visible``), of which it copies most, or none of it (``hidden``) and has to read
+    the sequence.
 
     Parameters
     ----------
@@ -66,18 +83,19 @@ def ablation(study: Study) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per ``layer``, ``lineage``, ``direction`` (``vivo-to-vitro``: the in
-        vivo input is edited), ``value``, ``outcome`` and ``control``, the pool of the
-        random sets. Outcomes are the mean log1p prediction at tokens of a class, and
-        the Poisson ``loss`` against the measured track of the edited input. ``effect``
+        One row per ``track``, ``layer``, ``lineage``, ``direction``
+        (``vivo-to-vitro``: the in vivo input is edited), ``value``, ``outcome`` and
+        ``control``, the pool of the random sets. Outcomes are the mean prediction at
+        tokens of a class, log1p or as ``counts``, and the Poisson ``loss`` against the
+        measured track of the edited input. ``effect``
         with its 95 % interval (2,000 draws of genomic blocks), ``random`` the mean
         effect of random sets, ``difference`` the paired difference with its interval;
         ``d_z`` (paired over windows), ``z``, ``p`` and ``q_bh`` (over the tests of a
-        value and control); ``per_norm`` and ``p_per_norm``, the effect per length of
-        changed stream; ``norm_ratio``, that length over the random sets';
+        track, value and control); ``per_norm`` and ``p_per_norm``, the effect per
+        length of changed stream; ``norm_ratio``, that length over the random sets';
         ``n_features``, ``n_windows``, and how well random sets match: ``widened``
         (deciles), ``density_p``, ``norm_p`` (Kolmogorov-Smirnov). Rows of fewer than 3
-        windows with a token of the class are left out.
+        windows with a token of the class, or of one genomic block, are left out.
 
     Raises
     ------
@@ -93,8 +111,8 @@ def ablation_random(study: Study) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per random set: ``layer``, ``lineage``, ``direction``, ``value``,
-        ``outcome``, ``control``, ``effect``, ``per_norm``.
+        One row per random set: ``track``, ``layer``, ``lineage``, ``direction``,
+        ``value``, ``outcome``, ``control``, ``effect``, ``per_norm``.
     """
     return _tables(study)[1]
 
@@ -103,7 +121,7 @@ def _tables(study: Study) -> list[pd.DataFrame]:
     windows = registered_windows(study, N_WINDOWS)
     recipe = input_recipe(study) | {
         "windows": N_WINDOWS,
-        "random": N_RANDOM,
+        "random": [[*key, sizes] for key, sizes in N_RANDOM.items()],
         "code": code_digest(*_CODE),
     }
     names = ["ablation.parquet", "ablation_random.parquet"]
@@ -119,32 +137,52 @@ def _ablate(study: Study, windows: np.ndarray) -> tuple[pd.DataFrame, pd.DataFra
     classes = token_classes(study, windows)
     chosen = dictionaries(study)
     matches = {
-        (layer, value): match_controls(of_block.features, value, study.seed)
-        for (layer, of_block), value in product(chosen.items(), N_RANDOM)
+        (layer, kind): match_controls(of_block.features, n_random, study.seed)
+        for layer, of_block in chosen.items()
+        for kind, n_random in N_RANDOM.items()
+    }
+    hidden = run_tracks(study, windows, ["hidden"])["hidden"].streams
+    streams: dict[str, Streams] = {
+        "visible": lambda layer, b: read_streams(study, layer, b, windows),
+        "hidden": lambda layer, b: hidden[b][layer],
     }
 
-    def of_condition(layer: int, lineage: str, direction: str, value: str) -> tuple:
-        of_block, matched = chosen[layer], matches[layer, value]
-        return ablate_condition(
-            study, of_block, matched, windows, classes, lineage, direction, value
+    def of_condition(condition: tuple) -> tuple[list[dict], list[pd.DataFrame]]:
+        layer, lineage, direction, (track, value) = condition
+        match = matches[layer, (track, value)]
+        if not match:
+            return [], []
+        rows, random = ablate_condition(
+            study,
+            chosen[layer],
+            match,
+            windows,
+            classes,
+            lineage,
+            direction,
+            value,
+            streams[track],
         )
+        return [{"track": track} | r for r in rows], [
+            r.assign(track=track) for r in random
+        ]
 
     conditions = list(product(chosen, study.lineages, INPUTS, N_RANDOM))
-    found = side_by_side(lambda c: of_condition(*c), conditions, study, desc="ablation")
+    found = side_by_side(of_condition, conditions, study, desc="ablation")
     rows, random = (list(chain.from_iterable(of)) for of in zip(*found, strict=True))
     table = pd.DataFrame(rows)
-    family = table.groupby(["value", "control"])["p"]
+    family = table.groupby(["track", "value", "control"])["p"]
     table["q_bh"] = family.transform(lambda p: adjust_p_values(p.to_numpy(), "bh"))
     return table, pd.concat(random, ignore_index=True)
 
 
 def match_controls(
-    features: ContextFeatures, value: str, seed: int
+    features: ContextFeatures, n_random: Mapping[str, int], seed: int
 ) -> dict[str, MatchedSets]:
-    """Draw the random sets of every control that has features to draw from."""
+    """Draw so many random sets from every pool that has features to draw from."""
     return {
         control: matched_sets(features, control, n_sets, seed)
-        for control, n_sets in N_RANDOM[value].items()
+        for control, n_sets in n_random.items()
         if control in features.pools
     }
 
@@ -158,15 +196,16 @@ def ablate_condition(
     lineage: str,
     direction: str,
     value: str,
+    streams: Streams,
 ) -> tuple[list[dict], list[pd.DataFrame]]:
     """Ablate the selected features of a block and the random sets of every control.
 
     Returns
     -------
     rows : list of dict
-        Of the table of `ablation`, one per outcome and control.
+        Of the table of `ablation`, one per outcome and control, without ``track``.
     random : list of pandas.DataFrame
-        Of the table of `ablation_random`.
+        Of the table of `ablation_random`, likewise.
     """
     features, blocks = of_block.features, blocks_of(study, windows)
     edited, other = (study.pair(lineage)[i] for i in INPUTS[direction])
@@ -174,18 +213,18 @@ def ablate_condition(
         study,
         of_block.layer,
         of_block.sae,
-        windows,
+        streams(of_block.layer, edited),
         [features.selected, *np.concatenate([m.sets for m in matched.values()])],
         context_readout(study, windows, edited, classes[lineage]),
-        edited=edited,
-        reference=other if value == "resample" else None,
+        reference=streams(of_block.layer, other) if value == "resample" else None,
     )
     rows, random, first = [], [], 1
     for control, match in matched.items():
         of_control = [0, *range(first, first + len(match.sets))]
         first += len(match.sets)
         for k, outcome in enumerate(OUTCOMES):
-            if np.isfinite(change[0, :, k]).sum() < _MIN_WINDOWS:
+            here = np.isfinite(change[0, :, k])
+            if here.sum() < _MIN_WINDOWS or len(set(blocks[here])) < _MIN_BLOCKS:
                 continue
             summary, null = compare(
                 change[of_control, :, k], norm[of_control], blocks, study.seed
@@ -209,18 +248,20 @@ def context_readout(
     study: Study, windows: np.ndarray, biosample: int, classes: np.ndarray
 ) -> Readout:
     """Read the `OUTCOMES` of a biosample."""
-    means = class_means([classes == name for name in OUTCOMES[:-1]], study.device)
+    means = class_means([classes == name for name in CLASS_OUTCOMES], study.device)
     crop = study.model.config.crop
     target = study.dataset.target(windows, biosample)[:, crop : crop + classes.shape[1]]
     measured = torch.from_numpy(target).to(study.device)
 
     def of(part: slice) -> Callable[[torch.Tensor], torch.Tensor]:
-        of_classes = means(part)
+        mean = means(part)
 
         def outcome(predicted: torch.Tensor) -> torch.Tensor:
             # The loss the model was trained with
-            loss = predicted - measured[part] * torch.log(predicted + 1e-7)
-            return torch.cat([of_classes(predicted), loss.mean(1, keepdim=True)], dim=1)
+            loss = predicted - measured[part] * torch.log(predicted + LOG_FLOOR)
+            counts = mean(predicted)[:, : len(COUNT_OUTCOMES)]
+            log1p = mean(predicted.log1p())
+            return torch.cat([log1p, counts, loss.mean(1, keepdim=True)], dim=1)
 
         return outcome
 

@@ -10,6 +10,7 @@ from itertools import chain, product
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 from tqdm.std import tqdm
 
 from helpers.blockstats import block_bootstrap
@@ -23,18 +24,27 @@ from helpers.causal._selection import (
     lineage_features,
 )
 from helpers.causal._side_by_side import side_by_side
-from helpers.causal._windows import blocks_of, token_classes
+from helpers.causal._windows import blocks_of, read_streams
 from helpers.runs import code_digest
 from helpers.stages import Study, score_context
+from helpers.token_classes import token_classes
 
-__all__ = ["dose_response", "lineage_matrix", "single_features"]
+__all__ = [
+    "dose_response",
+    "edit_in_vivo",
+    "growth_trend",
+    "lineage_matrix",
+    "single_features",
+    "with_interval",
+]
 
 N_WINDOWS = 16
 SET_SIZES = (1, 2, 5, 10, 20, 50)  # and all significant features
-STRENGTHS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # lambda
+STRENGTHS = (-1.0, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0)  # lambda; -1: backwards, a control
 N_LINEAGE = 20  # features of a lineage at most
 OUTCOMES = ("vivo-up", "vitro-up")
-_CODE = ("causal._dose", "interventions", "blockstats")
+_CODE = ("causal._dose", "interventions", "probe", "token_classes")
+_CODE += ("masked", "blockstats")
 
 
 def dose_response(study: Study) -> pd.DataFrame:
@@ -97,12 +107,12 @@ def _measure(study: Study, windows: np.ndarray) -> tuple[pd.DataFrame, pd.DataFr
         sizes = [n for n in SET_SIZES if n < len(significant)] + [len(significant)]
         grown = [significant[:n] for n in sizes]
         alone = [selected[[k]] for k in range(len(selected))]
-        change, norm = _edit_in_vivo(
+        change, norm = edit_in_vivo(
             study, of_block, lineage, windows, classes[lineage], [*grown, *alone]
         )
         by_set, by_feature = change[: len(grown)], change[len(grown) :]
         doses = [
-            _edit_in_vivo(
+            edit_in_vivo(
                 study, of_block, lineage, windows, classes[lineage], [selected], dose
             )[0][0]
             for dose in STRENGTHS
@@ -116,10 +126,10 @@ def _measure(study: Study, windows: np.ndarray) -> tuple[pd.DataFrame, pd.DataFr
             one = by_feature[:, here, k]
             for n, of_set in zip(sizes, by_set[:, here, k], strict=True):
                 total = one[:n].sum(axis=0) if n <= len(selected) else None
-                row = _with_interval(of_set, blocks[here], study.seed, total)
+                row = with_interval(of_set, blocks[here], study.seed, total)
                 rows.append(head | {"n_features": n, "strength": 1.0} | row)
             for dose, of_dose in zip(STRENGTHS, doses, strict=True):
-                row = _with_interval(of_dose[here, k], blocks[here], study.seed)
+                row = with_interval(of_dose[here, k], blocks[here], study.seed)
                 rows.append(
                     head | {"n_features": len(selected), "strength": dose} | row
                 )
@@ -147,7 +157,7 @@ def _measure(study: Study, windows: np.ndarray) -> tuple[pd.DataFrame, pd.DataFr
     return table, pd.concat(singles, ignore_index=True)
 
 
-def _edit_in_vivo(
+def edit_in_vivo(
     study: Study,
     of_block: Dictionary,
     lineage: str,
@@ -158,20 +168,22 @@ def _edit_in_vivo(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give features of the in vivo input their in vitro activations."""
     in_vitro, in_vivo = study.pair(lineage)
+    reference, x = (
+        read_streams(study, of_block.layer, b, windows) for b in (in_vitro, in_vivo)
+    )
     return edit(
         study,
         of_block.layer,
         of_block.sae,
-        windows,
+        x,
         sets,
         context_readout(study, windows, in_vivo, classes),
-        edited=in_vivo,
-        reference=in_vitro,
+        reference=reference,
         strength=strength,
     )
 
 
-def _with_interval(
+def with_interval(
     change: np.ndarray,
     blocks: np.ndarray,
     seed: int,
@@ -187,16 +199,48 @@ def _with_interval(
         return {k: float(v) for k, v in row.items()}
     total = block_bootstrap(sum_of_singles, blocks, random_state=seed)
     row["sum_of_singles"] = total.estimate
+    names = ("additivity", "additivity_low", "additivity_high")
+    row |= dict.fromkeys(names, np.nan)
     if total.low > 0 or total.high < 0:
         ratio = block_bootstrap(
             change, blocks, denominators=sum_of_singles, random_state=seed
         )
-        row |= {
-            "additivity": ratio.estimate,
-            "additivity_low": ratio.low,
-            "additivity_high": ratio.high,
-        }
+        row |= dict(zip(names, (ratio.estimate, ratio.low, ratio.high), strict=True))
     return {k: float(v) for k, v in row.items()}
+
+
+def growth_trend(growth: pd.DataFrame) -> pd.DataFrame:
+    """Say how steadily effects grow with the number of features and with the dose.
+
+    Parameters
+    ----------
+    growth : pandas.DataFrame
+        From `dose_response`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per ``grows`` (``n_features`` or ``strength``), ``layer``, ``lineage``
+        and ``outcome``: ``spearman``, the rank correlation of the effect with what
+        grows, in the direction of the last effect; ``monotone``, whether no step goes
+        back.
+    """
+    rows = []
+    for key, of in growth.groupby(["layer", "lineage", "outcome"]):
+        n_selected = of.loc[of["strength"] != 1, "n_features"].iloc[0]
+        for grows, own in (
+            ("n_features", of[of["strength"] == 1]),
+            ("strength", of[of["n_features"] == n_selected]),
+        ):
+            effect = own.sort_values(grows)["effect"].to_numpy()
+            forward = effect * np.sign(effect[-1])
+            head = dict(zip(("layer", "lineage", "outcome"), key, strict=True))
+            found = {
+                "spearman": spearmanr(np.arange(len(forward)), forward).statistic,
+                "monotone": bool((np.diff(forward) >= 0).all()),
+            }
+            rows.append({"grows": grows} | head | found)
+    return pd.DataFrame(rows)
 
 
 def lineage_matrix(study: Study) -> pd.DataFrame:
@@ -221,7 +265,7 @@ def lineage_matrix(study: Study) -> pd.DataFrame:
             own = {x: lineage_features(table, x, N_LINEAGE) for x in study.lineages}
             own = {x: features for x, features in own.items() if len(features)}
             for lineage in study.lineages if own else ():
-                change, norm = _edit_in_vivo(
+                change, norm = edit_in_vivo(
                     study,
                     of_block,
                     lineage,
@@ -243,7 +287,7 @@ def lineage_matrix(study: Study) -> pd.DataFrame:
                                 "lineage": lineage,
                                 "outcome": outcome,
                                 "n_features": len(features),
-                                **_with_interval(of_set, blocks[here], study.seed),
+                                **with_interval(of_set, blocks[here], study.seed),
                                 "per_norm": of_set.sum() / length if length else 0.0,
                             }
                         )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from helpers.causal._windows import batches, read_streams
+from helpers.causal._windows import batches
 from helpers.interventions import ablation_deltas, effects
 from helpers.sae import BatchTopKSAE
 from helpers.stages import Study
@@ -22,18 +22,33 @@ def edit(
     study: Study,
     layer: int,
     sae: BatchTopKSAE,
-    windows: np.ndarray,
+    x: torch.Tensor,
     sets: Sequence[np.ndarray],
     readout: Readout,
     *,
-    edited: int,
-    reference: int | None,
+    reference: torch.Tensor | None = None,
     strength: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Edit one biosample's stream by every feature set.
+    """Edit the streams of one biosample by every feature set.
 
-    With a reference, features take its activations; without one, zero. `strength` is
-    the share of that change.
+    Parameters
+    ----------
+    study : Study
+        The run.
+    layer : int
+        Block after which `x` was read.
+    sae : BatchTopKSAE
+        Its dictionary.
+    x : torch.Tensor, shape (n_windows, n_tokens, d)
+        Streams to edit.
+    sets : sequence of numpy.ndarray
+        Feature sets.
+    readout : Readout
+        What to keep of a prediction.
+    reference : torch.Tensor, shape as `x`, optional
+        Streams whose activations the features take; zero without.
+    strength : float
+        Share of that change.
 
     Returns
     -------
@@ -42,34 +57,24 @@ def edit(
     norm : numpy.ndarray, shape (n_sets, n_windows)
         Length of the change of the stream.
     """
-    x = read_streams(study, layer, edited, windows)
-    other = (
-        None if reference is None else read_streams(study, layer, reference, windows)
-    )
     changes, norms = [], []
-    for part in batches(study, len(windows)):
+    for part in batches(study, len(x)):
         deltas = ablation_deltas(
             x[part],
             sae,
             sets,
-            value="zero" if other is None else "resample",
-            reference=None if other is None else other[part],
+            value="zero" if reference is None else "resample",
+            reference=None if reference is None else reference[part],
             strength=strength,
         )
-        found = effects(
-            study.model,
-            x[part],
-            layer,
-            deltas,
-            outcome=readout(part),
-        )
+        found = effects(study.model, x[part], layer, deltas, outcome=readout(part))
         changes.append((found.edited - found.baseline).cpu().numpy())
         norms.append(found.norm.cpu().numpy())
     return np.concatenate(changes, axis=1), np.concatenate(norms, axis=1)
 
 
 def class_means(masks: Sequence[np.ndarray], device: str) -> Readout:
-    """Read the mean log1p prediction over each mask (n_windows, n_outputs).
+    """Read the mean of a prediction over each mask (n_windows, n_outputs).
 
     Windows without a token of the mask read NaN.
     """
@@ -79,6 +84,6 @@ def class_means(masks: Sequence[np.ndarray], device: str) -> Readout:
     weights = torch.from_numpy(member).to(device)
 
     def of(part: slice) -> Callable[[torch.Tensor], torch.Tensor]:
-        return lambda y: torch.einsum("wt,wtk->wk", y.log1p(), weights[part])
+        return lambda y: torch.einsum("wt,wtk->wk", y, weights[part])
 
     return of

@@ -15,15 +15,12 @@ import pandas as pd
 import torch
 from scipy.ndimage import binary_dilation
 
-from helpers.causal._side_by_side import side_by_side
-from helpers.causal._windows import batches
-from helpers.pretrain._batches import hide
+from helpers.causal._tracks import run_tracks
 from helpers.stages import Study
 from helpers.truth import factor_sites, read_factors
 
-__all__ = ["GROUPS", "TRACKS", "FactorTokens", "Split", "read_splits"]
+__all__ = ["GROUPS", "FactorTokens", "Split", "read_splits"]
 
-TRACKS = ("visible", "hidden")
 GROUPS = ("at_sites", "elsewhere", "anywhere")
 _ACTIVE = 0.5  # activity from which a planted factor is at work
 _NEAR_TOKENS = 2  # tokens this near to a site of the factor are not elsewhere
@@ -71,55 +68,12 @@ def read_splits(study: Study, windows: np.ndarray) -> dict[str, Split]:
     Returns
     -------
     dict of str to Split
-        Per entry of `TRACKS`.
+        Per entry of `helpers.causal._tracks.TRACKS`.
     """
-    parts = side_by_side(
-        lambda part: _run(study, windows[part]),
-        list(batches(study, len(windows))),
-        study,
-        desc="streams with and without track",
-    )
     found = {}
-    for track in TRACKS:
-        every = range(len(study.design))
-        predicted = [torch.cat([p[track, b][-1] for p in parts]) for b in every]
-        streams = [
-            {
-                layer: torch.cat([p[track, b][k] for p in parts])
-                for k, layer in enumerate(sorted(study.blocks))
-            }
-            for b in every
-        ]
-        tokens = _tokens(study, windows, [y.cpu().numpy() for y in predicted])
-        found[track] = Split(windows, streams, predicted, tokens)
-    return found
-
-
-@torch.no_grad()
-def _run(
-    study: Study, windows: np.ndarray
-) -> dict[tuple[str, int], list[torch.Tensor]]:
-    """Return streams of all blocks, then the log1p prediction, per track, biosample."""
-    dataset, model = study.dataset, study.model
-    motif = torch.from_numpy(dataset.motif_activity).to(study.device)
-    sequence = torch.from_numpy(dataset.sequence(windows)).to(study.device)
-    features = model.encode_sequence(sequence)
-    found = {}
-    for b in range(len(motif)):
-        visible = np.asarray(dataset.atac(windows, b))
-        everything = np.ones((len(windows), dataset.n_tokens), dtype=bool)
-        tracks = {"visible": visible, "hidden": hide(visible, everything)}
-        for track in TRACKS:
-            atac = torch.from_numpy(np.asarray(tracks[track])).float()
-            activity = motif[b].expand(len(windows), -1)
-            x = model.encode_context(features, atac.to(study.device), activity)
-            outputs, done = [], 0
-            for layer in sorted(study.blocks):
-                x = model.run_blocks(x, done, layer + 1)
-                done = layer + 1
-                outputs.append(x)
-            outputs.append(model.head(model.run_blocks(x, done)).log1p())
-            found[track, b] = outputs
+    for track, run in run_tracks(study, windows).items():
+        tokens = _tokens(study, windows, [y.cpu().numpy() for y in run.predicted])
+        found[track] = Split(windows, *run, tokens)
     return found
 
 

@@ -16,7 +16,11 @@ import torch
 
 from helpers.blockstats import block_bootstrap
 from helpers.causal._moves import pair_of
-from helpers.causal._registration import registered, registered_windows
+from helpers.causal._registration import (
+    ENDPOINT,
+    registered,
+    registered_windows,
+)
 from helpers.causal._selection import (
     Dictionary,
     dictionaries,
@@ -38,8 +42,8 @@ N_CANDIDATES = 24  # by first-order output effect
 N_RANDOM = 20  # sets per size, like the features taken
 SIZES = {"tune": 16, "test": 48}  # windows
 _TOGETHER = 8  # windows edited by one process
-_DIRECTION = "vitro-to-vivo"
-_CODE = ("causal._greedy", "interventions", "outcomes", "blockstats")
+_DIRECTION = ENDPOINT["direction"]
+_CODE = ("causal._greedy", "interventions", "probe", "outcomes", "blockstats")
 
 
 def forward_selection(study: Study) -> pd.DataFrame:
@@ -47,8 +51,8 @@ def forward_selection(study: Study) -> pd.DataFrame:
 
     At the block of the endpoint, in all lineages at once, without a dose: features of
     the in vitro input get the activations they have on the same window in vivo.
-    Candidates are the features that fire on select windows, significant or not, and
-    move the output most along the gap to first order.
+    Candidates are 24 of the features that fire on select windows, significant or not:
+    those that move the output most along the gap to first order.
 
     Parameters
     ----------
@@ -64,7 +68,9 @@ def forward_selection(study: Study) -> pd.DataFrame:
         ``greedy`` (chosen by GC2 on tune windows, there ``gc2_tune``), ``CDS``
         (strongest first) and ``random`` (mean of 20 sets matched to the greedy ones in
         density and written length, with the 2.5 and 97.5 percentiles over sets; no
-        feature). Row ``all significant`` has every significant feature.
+        feature; ``widened``, ``density_p`` and ``norm_p`` say how well they match, as
+        in `helpers.interventions.MatchedSets`). Row ``all significant`` has every
+        significant feature.
 
     Raises
     ------
@@ -144,11 +150,11 @@ def _evaluate(
     of_order = features._replace(selected=np.array(order))
     pool = np.setdiff1d(features.pools["any other"], order)
     of_order = of_order._replace(pools={"any other": pool})
-    random = matched_sets(of_order, "any other", N_RANDOM, study.seed).sets
+    match = matched_sets(of_order, "any other", N_RANDOM, study.seed)
     sizes = range(1, len(order) + 1)
     steps = [(name, n) for name, own in orders.items() for n in sizes if n <= len(own)]
     nested = [orders[name][:n] for name, n in steps]
-    drawn = [own[:n].tolist() for n in sizes for own in random]
+    drawn = [own[:n].tolist() for n in sizes for own in match.sets]
     sets = [*nested, significant, *drawn]
     remaining, gap = _remaining(study, of_block, sets, windows)
     boot = block_bootstrap(
@@ -172,6 +178,7 @@ def _evaluate(
     for n, of_size in zip(sizes, gc2[k + 1 :].reshape(len(order), -1), strict=True):
         bounds = np.quantile(of_size, [0.025, 0.975])
         row = {"order": "random", "n_features": n, "gc2": of_size.mean()}
+        row |= {k: v for k, v in match._asdict().items() if k != "sets"}
         rows.append(row | dict(zip(("low", "high"), bounds, strict=True)))
     table = pd.DataFrame(rows).assign(layer=of_block.layer)
     return table.astype({"feature": "Int64", "rank": "Int64"})

@@ -10,13 +10,12 @@ import pandas as pd
 from helpers.causal._moves import Moves
 from helpers.causal._registration import registered_windows
 from helpers.causal._selection import dictionaries
+from helpers.causal._steering import N_TEST
 from helpers.causal._sweep import best_dose, moved, steer_all, steering_sweep
-from helpers.causal._windows import token_classes
 from helpers.stages import Study
+from helpers.token_classes import token_classes
 
 __all__ = ["SteeredLocus", "steered_locus"]
-
-_N_WINDOWS = 48
 
 
 class SteeredLocus(NamedTuple):
@@ -74,7 +73,7 @@ def steered_locus(study: Study, lineage: str, doses: list[float]) -> SteeredLocu
     """
     if not doses:
         raise ValueError("doses must hold at least one dose; got none")
-    windows = registered_windows(study, _N_WINDOWS)
+    windows = registered_windows(study, N_TEST)
     classes = token_classes(study, windows)[lineage]
     chosen = int((classes == "vivo-up").sum(axis=1).argmax())
     window = windows[[chosen]]

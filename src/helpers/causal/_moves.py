@@ -34,6 +34,7 @@ __all__ = [
     "Moments",
     "Move",
     "Moves",
+    "constant",
     "pair_of",
 ]
 
@@ -133,10 +134,10 @@ class Moves:
             return self._scaled(layer, pair, features.selected)
         if method == "SAE, output-filtered":
             kept = self.output_filtered(layer, direction)
-            return _constant(self.of_features(layer, pair, kept))
+            return constant(self.of_features(layer, pair, kept))
         if method == "affine map":
             return self._affine(layer, pair)
-        return _constant(self._direction(method, layer, lineage, pair, features))
+        return constant(self._direction(method, layer, lineage, pair, features))
 
     def of_others(self, method: str, layer: int, lineage: str, direction: str) -> Move:
         """Return the mean direction of the other lineages, by their features."""
@@ -148,7 +149,7 @@ class Moves:
             for x in self.study.lineages
             if x != lineage
         ]
-        return _constant(torch.stack(axes).mean(dim=0))
+        return constant(torch.stack(axes).mean(dim=0))
 
     def _direction(
         self,
@@ -356,7 +357,8 @@ class Moves:
         return pd.DataFrame(rows)
 
 
-def _constant(vector: torch.Tensor) -> Move:
+def constant(vector: torch.Tensor) -> Move:
+    """Return the move by one vector for every token."""
     return lambda x: vector.expand_as(x)
 
 

@@ -1,9 +1,9 @@
-"""Write down what will be reported before the test chromosomes are read.
+"""Write down what will be reported before any edit is measured on test chromosomes.
 
 A registration is a file of the run folder: endpoint, chosen blocks and doses, features,
-splits and random sets, with a time stamp and a digest. Readers of the test split ask
-for it by `registered_windows`; it refuses if the file is absent, damaged or says
-something else than the run would do now.
+splits and random sets, with a time stamp and a digest. Whatever edits test windows
+asks for them by `registered_windows`, which refuses if the file is absent, damaged or
+says something else than the run would do now.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ from helpers.causal._sweep import (
 from helpers.causal._windows import spread_windows
 from helpers.stages import Study
 
-__all__ = ["REGISTRATION", "register", "registered", "registered_windows"]
+__all__ = [
+    "ABLATION",
+    "ENDPOINT",
+    "REGISTRATION",
+    "register",
+    "registered",
+    "registered_rows",
+    "registered_windows",
+]
 
 REGISTRATION = "causal_registration.json"
 _ADVICE = "bring back the file that was written, or remove it to register anew"
@@ -37,17 +45,24 @@ ENDPOINT = {
     "direction": "vitro-to-vivo",
     "lineage": POOLED,
     "rivals": ["output rescale", "DiffMean", RANDOM_TUNED],
-    "beaten": "95 % interval of the paired difference lies above 0",
+    "beaten": "95 % interval of the paired difference lies above 0; of a random rival, "
+    "permutation p over its draws <= 0.05 as well",
     "interval": "2,000 paired draws of genomic blocks",
 }
 ABLATION = {
-    "outcome": "mean log1p prediction at vivo-up tokens",
+    "measure": "mean log1p prediction at tokens of the class, by block and lineage",
+    "track": "visible",
+    "outcome": "vivo-up",
     "direction": "vivo-to-vitro",
     "value": "resample",
     "control": "any other",
     "n_random_sets": 199,
     "beaten": "two-sided permutation p <= 0.05 and larger than the random mean",
 }
+_RESULTS = (
+    *("steering", "ablation", "dose_response", "other_sets", "forward_selection"),
+    *("lineage_matrix", "factor_specificity", "seeds_steering"),
+)
 
 
 def register(study: Study) -> dict:
@@ -64,8 +79,9 @@ def register(study: Study) -> dict:
     Returns
     -------
     dict
-        The content of the file: ``plan``, ``digest``, ``written`` (UTC), and
-        ``superseded``, a list.
+        The content of the file: ``plan``, ``digest``, ``written`` (UTC),
+        ``results_before``, the tables of results that lay in the run when it was
+        written, and ``superseded``, a list.
 
     Raises
     ------
@@ -74,18 +90,19 @@ def register(study: Study) -> dict:
     """
     plan = _plan(study)
     path = study.run.path(REGISTRATION)
-    superseded = []
+    results, superseded = _results(study), []
     if path.is_file():
         known = _read(path)
         if known["digest"] == _digest(plan):
             return known
         before = {k: known[k] for k in ("digest", "written")}
-        before["results_computed"] = _has_results(study)
+        before["results_computed"] = bool(results)
         superseded = [*known["superseded"], before]
     record = {
         "plan": plan,
         "digest": _digest(plan),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "results_before": results,
         "superseded": superseded,
     }
     draft = path.with_name(f".{path.name}.partial")
@@ -107,8 +124,8 @@ def registered(study: Study) -> dict:
     path = study.run.path(REGISTRATION)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist: the endpoint must be registered before the test "
-            "windows are read; call helpers.causal.register(study)"
+            f"{path} does not exist: the endpoint must be registered before test "
+            "windows are edited; call helpers.causal.register(study)"
         )
     record = _read(path)
     plan = _plan(study)
@@ -116,10 +133,16 @@ def registered(study: Study) -> dict:
         differing = [k for k in plan if plan[k] != record["plan"].get(k)]
         raise ValueError(
             f"{path} registers another analysis than the run would do now: {differing} "
-            "differ; the test windows are not read. Call helpers.causal.register(study)"
-            " to register the new one, which keeps a trace of the old"
+            "differ; no test window is edited. Call helpers.causal.register(study) to "
+            "register the new one, which keeps a trace of the old"
         )
     return record
+
+
+def registered_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Keep the rows of a table of `helpers.causal.ablation` that are registered."""
+    names = ("track", "direction", "value", "outcome", "control")
+    return table[np.logical_and.reduce([table[n] == ABLATION[n] for n in names])]
 
 
 def registered_windows(study: Study, n: int) -> np.ndarray:
@@ -184,7 +207,7 @@ def _read(path: Path) -> dict:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         plan, digest = record["plan"], record["digest"]
-        record["written"], record["superseded"]
+        record["written"], record["results_before"], record["superseded"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a registration: {error!r}; {_ADVICE}"
@@ -197,9 +220,9 @@ def _read(path: Path) -> dict:
     return record
 
 
-def _has_results(study: Study) -> bool:
-    names = ("steering.parquet", "ablation.parquet")
-    return any(study.run.path(name).exists() for name in names)
+def _results(study: Study) -> list[str]:
+    """Return the tables of effects on test windows that a run holds."""
+    return [name for name in _RESULTS if study.run.path(f"{name}.parquet").exists()]
 
 
 def _digest(plan: dict) -> str:

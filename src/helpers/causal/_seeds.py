@@ -23,8 +23,14 @@ from helpers.causal._ablation import (
     match_controls,
 )
 from helpers.causal._gap_scores import N_DRAWS
-from helpers.causal._moves import POOLED, Moves
-from helpers.causal._registration import registered, registered_windows
+from helpers.causal._moves import POOLED, Moves, constant
+from helpers.causal._registration import (
+    ABLATION,
+    ENDPOINT,
+    registered,
+    registered_rows,
+    registered_windows,
+)
 from helpers.causal._selection import (
     Dictionary,
     dictionaries,
@@ -32,6 +38,7 @@ from helpers.causal._selection import (
     other_training,
 )
 from helpers.causal._side_by_side import side_by_side
+from helpers.causal._steering import N_TEST
 from helpers.causal._sweep import (
     RANDOM_TUNED,
     best_dose,
@@ -40,28 +47,26 @@ from helpers.causal._sweep import (
     steering_sweep,
     sweep_rows,
 )
-from helpers.causal._windows import blocks_of, token_classes
+from helpers.causal._windows import blocks_of, read_streams
 from helpers.outcomes import gap_terms
 from helpers.runs import code_digest
 from helpers.stages import Study
+from helpers.token_classes import token_classes
 
 __all__ = ["OverSeeds", "headline_over_seeds", "over_seeds", "seed_spread"]
 
 N_SEEDS = 3
 METHODS = ("SAE", "SAE, all significant", "SAE, output-filtered", RANDOM_TUNED)
-_DIRECTION = "vitro-to-vivo"
-_N_STEERED = 48  # test windows
-_MAIN = {  # rows of the table of `ablation`
-    "direction": "vivo-to-vitro",
-    "value": "resample",
-    "outcome": "vivo-up",
-    "control": "any other",
-}
-_CODE = ("causal._seeds", "interventions", "outcomes", "blockstats", "cds", "sae")
+_DIRECTION = ENDPOINT["direction"]
+_CODE = ("causal._seeds", "dictionaries", "interventions", "probe")
+_CODE += ("token_classes", "masked", "outcomes", "blockstats", "cds", "sae")
 
 
 def headline_over_seeds(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Repeat endpoint and main ablation with other trainings of the endpoint's block.
+
+    The study's own dictionary may come from another run (`Study.saes`); the others are
+    trained on this one's rows, and what differs then is more than a seed.
 
     Parameters
     ----------
@@ -90,7 +95,7 @@ def headline_over_seeds(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
     ablated = ablation(study).drop(columns="q_bh")  # which is over all blocks
     recipe = input_recipe(study) | {
         "layer": layer,
-        "sizes": [N_SEEDS, _N_STEERED],
+        "sizes": [N_SEEDS, N_TEST],
         "main": [study.run.key(f"{x}.parquet") for x in ("steering_sweep", "ablation")],
         "code": code_digest(*_CODE),
     }
@@ -103,8 +108,7 @@ def headline_over_seeds(study: Study) -> tuple[pd.DataFrame, pd.DataFrame]:
         moves = Moves(study, {layer: known})
         doses = sweep[sweep["layer"] == layer] if own else _sweep(moves, layer)
         effects = ablated[ablated["layer"] == layer] if own else _ablate(study, known)
-        main = [effects[name] == value for name, value in _MAIN.items()]
-        effects = effects[np.logical_and.reduce(main)]
+        effects = registered_rows(effects)
         steered = _steer(moves, layer, doses)
         return [table.assign(training=seed) for table in (steered, effects)]
 
@@ -133,7 +137,7 @@ def _steer(moves: Moves, layer: int, sweep: pd.DataFrame) -> pd.DataFrame:
     """Steer ``test`` windows by the doses that are best on ``tune``."""
     study = moves.study
     doses = {m: best_dose(sweep, m, _DIRECTION)[1] for m in METHODS}
-    windows = registered_windows(study, _N_STEERED)
+    windows = registered_windows(study, N_TEST)
     blocks = blocks_of(study, windows)
     sums = {m: np.zeros((2, len(windows))) for m in METHODS}
     for lineage in study.lineages:
@@ -141,7 +145,7 @@ def _steer(moves: Moves, layer: int, sweep: pd.DataFrame) -> pd.DataFrame:
         for method, alpha in doses.items():
             if method == RANDOM_TUNED:
                 vectors = moves.random(layer, lineage, _DIRECTION)[method]
-                of_method = [lambda x, v=v: v.expand_as(x) for v in vectors]
+                of_method = [constant(vector) for vector in vectors]
             else:
                 of_method = [moves.of(method, layer, lineage, _DIRECTION)]
             edits[method, alpha] = moved(of_method, alpha)
@@ -174,16 +178,23 @@ def _ablate(study: Study, of_seed: Dictionary) -> pd.DataFrame:
     """Repeat the main ablation, with rows as in the table of `ablation`."""
     windows = registered_windows(study, N_WINDOWS)
     classes = token_classes(study, windows)
-    control, value = _MAIN["control"], _MAIN["value"]
-    match = match_controls(of_seed.features, value, study.seed)
-    match = {control: match[control]}
+    n_random = {ABLATION["control"]: ABLATION["n_random_sets"]}
+    match = match_controls(of_seed.features, n_random, study.seed)
     rows = [
         ablate_condition(
-            study, of_seed, match, windows, classes, lineage, _MAIN["direction"], value
+            study,
+            of_seed,
+            match,
+            windows,
+            classes,
+            lineage,
+            ABLATION["direction"],
+            ABLATION["value"],
+            lambda layer, b: read_streams(study, layer, b, windows),
         )[0]
         for lineage in study.lineages
     ]
-    return pd.DataFrame(chain.from_iterable(rows))
+    return pd.DataFrame(chain.from_iterable(rows)).assign(track=ABLATION["track"])
 
 
 class OverSeeds(NamedTuple):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,16 +11,11 @@ import pandas as pd
 from helpers.activations import WindowSummary, summarize
 from helpers.causal._windows import blocks_of
 from helpers.cds import context_divergence
+from helpers.dictionaries import seed_sae
 from helpers.interventions import MatchedSets, matched_random_sets
 from helpers.runs import code_digest
-from helpers.sae import BatchTopKSAE, train
-from helpers.stages import (
-    Study,
-    sae_config,
-    score_context,
-    summaries,
-    train_saes,
-)
+from helpers.sae import BatchTopKSAE
+from helpers.stages import Study, score_context, summaries, train_saes
 
 __all__ = [
     "ContextFeatures",
@@ -227,33 +220,15 @@ def lineage_features(table: pd.DataFrame, lineage: str, n: int) -> np.ndarray:
 
 
 def other_training(study: Study, layer: int, seed: int) -> Dictionary:
-    """Train another dictionary of a block, and choose its features.
-
-    It differs from the study's own in the seed of its weights and batches alone.
+    """Train a dictionary of a block with another seed, and choose its features.
 
     Raises
     ------
     ValueError
         If it has no significant feature.
     """
-    store = study.store
-    config = replace(sae_config(study.model.config.d_model), random_state=seed)
-    recipe = {
-        "sae": asdict(config),
-        "layer": layer,
-        "activations": study.streams_run.key("activations.zarr"),
-        "code": code_digest("sae"),
-    }
-
-    def build(partial: Path) -> None:
-        rows = store.rows(layer, splits=["select"]).rows
-        tune = store.rows(layer, splits=["tune"]).rows
-        sae, _ = train(rows, config, heldout=tune, device=study.device)
-        sae.save(partial)
-
-    path = study.run.artefact(f"sae_seeds/block{layer}_seed{seed}", recipe, build)
-    sae = BatchTopKSAE.load(path, device=study.device)
-    summary = summarize(store, layer, sae)
+    sae = seed_sae(study, layer, seed)
+    summary = summarize(study.store, layer, sae)
     everyone = np.ones(len(study.design), dtype=bool)
     table = _score(study, summary, everyone)
     features = _choose(study, table, summary, sae)

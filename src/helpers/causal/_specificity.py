@@ -20,11 +20,12 @@ from helpers.causal._factor_features import (
     is_specific,
     named_by_contrast,
 )
-from helpers.causal._factor_tokens import GROUPS, TRACKS, Split, read_splits
+from helpers.causal._factor_tokens import GROUPS, Split, read_splits
 from helpers.causal._gap_scores import percentiles
 from helpers.causal._registration import registered_windows
 from helpers.causal._selection import Dictionary, dictionaries, input_recipe
 from helpers.causal._side_by_side import side_by_side
+from helpers.causal._tracks import TRACKS
 from helpers.causal._windows import blocks_of, spread_windows
 from helpers.interventions import ablate, edit_blocks
 from helpers.runs import code_digest
@@ -33,7 +34,7 @@ from helpers.stages import Study
 __all__ = ["factor_counts", "factor_specificity"]
 
 N_WINDOWS = {"tune": 64, "test": 64}
-_CODE = ("causal._specificity", "interventions", "blockstats", "truth")
+_CODE = ("causal._specificity", "interventions", "probe", "blockstats", "truth")
 
 
 def factor_specificity(study: Study) -> pd.DataFrame:
@@ -79,10 +80,11 @@ def factor_counts(study: Study) -> pd.DataFrame:
     -------
     pandas.DataFrame
         One row per ``track``, ``selection`` and ``control`` (``elsewhere``,
-        ``anywhere``): ``n_factors`` tested, of which ``n_specific`` have a prediction
-        that falls at the sites, five times more than at the control. It does so in at
-        least 97.5 % of the draws of genomic blocks for ``n_sure`` of them, in more than
-        2.5 % for ``n_possible``.
+        ``anywhere``): ``n_planted`` factors that have sites on test windows;
+        ``n_factors`` of them with features of their own, of which ``n_specific`` have a
+        prediction that falls at the sites, five times more than at the control. It does
+        so in at least 97.5 % of the draws of genomic blocks for ``n_sure`` of them, in
+        more than 2.5 % for ``n_possible``.
     """
     return _tables(study)[1]
 
@@ -127,10 +129,13 @@ def _measure_all(
         for key, (row, _) in zip(choices, found, strict=True)
     ]
     table = pd.DataFrame(rows).astype({"layer": "Int64"})
-    return table, _count(table, np.stack([draws for _, draws in found]))
+    n_planted = {track: len(test[track].tokens) for track in TRACKS}
+    return table, _count(table, np.stack([draws for _, draws in found]), n_planted)
 
 
-def _count(table: pd.DataFrame, draws: np.ndarray) -> pd.DataFrame:
+def _count(
+    table: pd.DataFrame, draws: np.ndarray, n_planted: dict[str, int]
+) -> pd.DataFrame:
     """Count specific factors in the data and in every draw, (n_rows, 3, n_draws)."""
     rows = []
     estimates = table[list(GROUPS)].to_numpy()[..., None]
@@ -144,7 +149,8 @@ def _count(table: pd.DataFrame, draws: np.ndarray) -> pd.DataFrame:
             # adds noise to every ratio, and few factors are far above the threshold.
             share = of_draws.mean(axis=1)
             row = dict(zip(("track", "selection"), key, strict=True))
-            row |= {"control": control, "n_factors": len(group)}
+            row |= {"control": control, "n_planted": n_planted[row["track"]]}
+            row |= {"n_factors": len(group)}
             row |= {
                 "n_specific": int(passed.sum()),
                 "n_sure": int((share >= 0.975).sum()),

@@ -38,19 +38,13 @@ from helpers.causal._sweep import (
     steer_blocks,
     steering_sweep,
 )
-from helpers.causal._windows import (
-    CLASSES,
-    batches,
-    blocks_of,
-    read_streams,
-    spread_windows,
-    token_classes,
-)
+from helpers.causal._windows import batches, blocks_of, read_streams, spread_windows
 from helpers.interventions import ablation_deltas
 from helpers.outcomes import output_rescale
 from helpers.runs import code_digest
 from helpers.sae import BatchTopKSAE
 from helpers.stages import Study
+from helpers.token_classes import CLASSES, token_classes
 
 __all__ = ["METHODS", "ORACLES", "coherence", "steering"]
 
@@ -91,7 +85,8 @@ ORACLES = ("class", "motif", "track", "planted", "clamp", "reconstruction", "ful
 HELD_OUT = {f"{method}, lineage held out": method for method in ("SAE", "DiffMean")}
 TOKENS = ("all", "vivo-up", "vitro-up")
 N_TEST, N_FIT = 48, 64  # windows to report on, and to fit output lines on
-_CODE = ("causal._steering", "interventions", "outcomes", "blockstats", "cds")
+_CODE = ("causal._steering", "interventions", "probe", "token_classes", "masked")
+_CODE += ("outcomes", "blockstats", "cds")
 
 
 def steering(study: Study) -> pd.DataFrame:

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers.causal._moves import DIRECTIONS, LINEAR, Move, Moves, pair_of
+from helpers.causal._moves import DIRECTIONS, LINEAR, Move, Moves, constant, pair_of
 from helpers.causal._selection import dictionaries, input_recipe
 from helpers.causal._side_by_side import side_by_side
 from helpers.causal._windows import batches, read_streams, spread_windows
-from helpers.interventions import edit_blocks, effects
+from helpers.interventions import check_finite, edit_blocks, effects
 from helpers.outcomes import gap_closed, gap_terms
 from helpers.probe import restart
 from helpers.runs import code_digest
@@ -44,7 +44,8 @@ EVERY_BLOCK = {f"{method}, every block": method for method in ("SAE", "DiffMean"
 DOSES = (-1.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # -1: backwards, a control
 N_TUNE = 32  # windows
 N_TUNED = 10  # random directions whose dose is tuned
-_CODE = ("causal._sweep", "interventions", "outcomes", "blockstats", "cds")
+_CODE = ("causal._sweep", "interventions", "probe", "outcomes", "blockstats")
+_CODE += ("cds",)
 
 # Maps the streams of base and target to changes of the base's.
 Edits = Callable[[torch.Tensor, torch.Tensor], Iterable[torch.Tensor]]
@@ -114,7 +115,7 @@ def sweep_rows(
     for method in methods:
         if method == RANDOM_TUNED:
             vectors = moves.random(layer, lineage, direction)[method][:N_TUNED]
-            of_method = [_constant(vector) for vector in vectors]
+            of_method = [constant(vector) for vector in vectors]
         else:
             of_method = [moves.of(method, layer, lineage, direction)]
         edits |= {(method, alpha): moved(of_method, alpha) for alpha in DOSES}
@@ -165,10 +166,6 @@ def _rows_of_doses(
     return rows
 
 
-def _constant(vector: torch.Tensor) -> Move:
-    return lambda x: vector.expand_as(x)
-
-
 def best_dose(
     sweep: pd.DataFrame, method: str, direction: str, *, without: str = ""
 ) -> tuple[int, float]:
@@ -195,7 +192,14 @@ def best_dose(
 
 
 def moved(moves: Iterable[Move], alpha: float) -> Edits:
-    """Return the edit that makes each of some moves by a dose."""
+    """Return the edit that makes each of some moves by a dose.
+
+    Raises
+    ------
+    ValueError
+        If the dose is not finite.
+    """
+    check_finite("alpha", alpha)
     return lambda x0, x1: (alpha * move(x0) for move in moves)
 
 
@@ -250,7 +254,13 @@ def every_block(
 
     What a block adds reaches the blocks after it, so that whole moves at every block
     would add up to as many times the difference.
+
+    Raises
+    ------
+    ValueError
+        If the dose is not finite.
     """
+    check_finite("alpha", alpha)
     share = alpha / len(moves.dictionaries)
     made = {b: moves.of(method, b, lineage, direction) for b in moves.dictionaries}
     return {b: lambda x, move=move: x + share * move(x) for b, move in made.items()}

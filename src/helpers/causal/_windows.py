@@ -1,7 +1,4 @@
-"""Which windows are looked at, the classes of their tokens, and their streams.
-
-Arrays of tokens hold inner tokens, the ones the model predicts.
-"""
+"""Which windows are looked at, and their streams."""
 
 from __future__ import annotations
 
@@ -11,64 +8,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers.masked import DIFFERENTIAL_FOLD
 from helpers.stages import Study
 
-__all__ = [
-    "CLASSES",
-    "batches",
-    "blocks_of",
-    "read_streams",
-    "spread_windows",
-    "token_classes",
-]
+__all__ = ["batches", "blocks_of", "read_streams", "spread_windows"]
 
-CLASSES = ("vivo-up", "vitro-up", "invariant", "background")
-INVARIANT_FOLD = 1.5  # of signal + 1, below which an accessible token does not change
 _BATCH_TOKENS = 2048  # tokens of a forward pass: edits share caches, not memory
-
-
-def token_classes(study: Study, windows: np.ndarray) -> dict[str, np.ndarray]:
-    """Class the tokens of every lineage by their measured accessibility.
-
-    With s the scaled signal of a token, a token is ``vivo-up`` if it lies in a peak of
-    the in vivo biosample and (s_vivo + 1) / (s_vitro + 1) >= 3, ``vitro-up`` the other
-    way round, ``invariant`` if it lies in a peak of both and the ratio is below 1.5
-    either way, ``background`` if it lies in a peak of neither. The 1 is a floor, the
-    peak the smallest signal that counts; what is left over has no class.
-
-    Parameters
-    ----------
-    study : Study
-        The run.
-    windows : numpy.ndarray of int
-        Which windows.
-
-    Returns
-    -------
-    dict of str to numpy.ndarray, shape (n_windows, n_outputs)
-        Per lineage the class of every inner token, one of `CLASSES` or empty.
-    """
-    dataset, crop = study.dataset, study.model.config.crop
-    inner = slice(crop, dataset.n_tokens - crop)
-    found = {}
-    for lineage in study.lineages:
-        pair = study.pair(lineage)
-        low, high = (dataset.target(windows, b)[:, inner] + 1 for b in pair)
-        in_low, in_high = (dataset.in_peak(b)[windows][:, inner] for b in pair)
-        fold = np.log2(high / low)
-        differs = np.log2(DIFFERENTIAL_FOLD)
-        found[lineage] = np.select(
-            [
-                in_high & (fold >= differs),
-                in_low & (fold <= -differs),
-                in_low & in_high & (np.abs(fold) < np.log2(INVARIANT_FOLD)),
-                ~in_low & ~in_high,
-            ],
-            CLASSES,
-            default="",
-        )
-    return found
 
 
 def spread_windows(study: Study, split: str, n: int) -> np.ndarray:

@@ -15,10 +15,12 @@ from helpers.causal import (
     _dose,
     _greedy,
     _moves,
+    _other_sets,
     _seeds,
     _steering,
     _sweep,
 )
+from helpers.causal._registration import ABLATION
 from helpers.causal._selection import SIZES
 from helpers.dictionaries import N_SEEDS
 from helpers.masked import _WITHOUT
@@ -320,7 +322,7 @@ def _causal() -> list[Term]:
     found += _restarts(n_new * n_doses, "dose_windows", *once)
     n_edits = n_methods + _moves.N_OTHER + 2
     found += _restarts(_seeds.N_SEEDS * n_edits, *swapped)
-    n_edits = 1 + 1 + _ablation.N_RANDOM["resample"]["any other"]
+    n_edits = 1 + 1 + ABLATION["n_random_sets"]
     found += _restarts(n_new * n_edits, "ablated_windows", *once)
     encoded = ("windows", "pairs", "n_tokens", "features", "split")
     found += [
@@ -329,9 +331,15 @@ def _causal() -> list[Term]:
         Term("causal", "memory", _FLOAT, ("rows", "d_model")),
         Term("causal", "kept", n_new * 2 * _FLOAT, ("d_model", "features", "split")),
     ]
-    # Ablation: unedited, selected and random sets; then sets that grow, and doses.
+    # Ablation: passes without the track; unedited, selected and random sets; then other
+    # sets, sets that grow, and doses.
+    of = ("ablated_windows", *once)
+    found.append(Term("causal", "towers", 1, ("ablated_windows", "runs")))
+    found += _passes("causal", 2, of, head=True)
     n_sets = sum(1 + 1 + sum(of.values()) for of in _ablation.N_RANDOM.values())
     found += _restarts(len(_ablation.INPUTS) * n_sets, "ablated_windows", *each)
+    n_sets = 1 + len(_other_sets.OTHER_SETS) - 1 + _other_sets.N_SHUFFLED
+    found += _restarts(n_sets, "grown_windows", *each)
     n_sets = 1 + len(_dose.SET_SIZES) + 1 + 2 * len(_dose.STRENGTHS)
     found += _restarts(n_sets, "grown_windows", *each)
     found += _restarts(1, "grown_windows", "selected", *each)

@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 
 from helpers.calibration import random_weights
-from helpers.causal._windows import token_classes
 from helpers.dictionaries._front import (
     FRONT_KS,
     FRONT_WIDTHS,
@@ -54,6 +53,7 @@ from helpers.sae import (
 )
 from helpers.sparse_probes import sparse_probe
 from helpers.stages import Study, extract, read_cards, train_saes
+from helpers.token_classes import token_classes
 
 __all__ = [
     "FRONT_KS",
@@ -77,6 +77,7 @@ __all__ = [
     "peer_front",
     "probes",
     "score_rows",
+    "seed_sae",
     "seed_saes",
     "stability",
     "training_choices",
@@ -240,6 +241,25 @@ def _path(layer: int, name: str) -> str:
     return f"dictionaries/block{layer}_{name.replace(' ', '_')}"
 
 
+def seed_sae(study: Study, layer: int, seed: int) -> BatchTopKSAE:
+    """Return a dictionary of a block that is like the study's own but for its seed.
+
+    It is trained on the rows of this study, also where the study's own dictionary comes
+    from another run (`Study.saes`).
+
+    Parameters
+    ----------
+    study : Study
+        The run.
+    layer : int
+        Block.
+    seed : int
+        Of the initial weights and of the order of the rows.
+    """
+    config = replace(_settings(train_saes(study)[layer]), random_state=seed)
+    return _trained(study, layer, f"seed {seed}", config)
+
+
 def seed_saes(study: Study, layer: int | None = None) -> list[BatchTopKSAE]:
     """Return the dictionary of a block and two more, alike but for the seed.
 
@@ -257,12 +277,8 @@ def seed_saes(study: Study, layer: int | None = None) -> list[BatchTopKSAE]:
     """
     layer = _own_layer(study, layer)
     first = train_saes(study)[layer]
-    config = _settings(first)
-    others = [config.random_state + i for i in range(1, N_SEEDS)]
-    return [first] + [
-        _trained(study, layer, f"seed {s}", replace(config, random_state=s))
-        for s in others
-    ]
+    seed = _settings(first).random_state
+    return [first, *(seed_sae(study, layer, seed + i) for i in range(1, N_SEEDS))]
 
 
 class Stability(NamedTuple):
@@ -374,7 +390,7 @@ def probes(study: Study) -> pd.DataFrame:
     """Probe the codes of every block for context, lineage and class of the token.
 
     Learned on ``select`` windows, judged on ``test`` windows: other chromosomes. Token
-    classes are those of `helpers.causal.token_classes`, each against the rest; tokens
+    classes are those of `helpers.token_classes`, each against the rest; tokens
     without a class take no part in that target. Lineage is left out where there is one.
 
     Returns

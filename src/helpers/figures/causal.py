@@ -41,6 +41,9 @@ def ablation_effects(
         Where to draw.
     """
     ax = new_axes(ax)
+    if table.empty:  # too few tokens of the class
+        ax.text(0.5, 0.5, "not measured", ha="center", transform=ax.transAxes)
+        return ax
     layers, lineages = sorted(table["layer"].unique()), list(table["lineage"].unique())
     width = 0.8 / len(lineages)
     for k, lineage in enumerate(lineages):
@@ -80,7 +83,8 @@ def block_heatmap(
     Parameters
     ----------
     table : pandas.DataFrame
-        Rows of `helpers.causal.ablation` of one value and control.
+        Rows of `helpers.causal.ablation` of one track, value and control, whose
+        outcomes have one unit.
     value : str
         Column to show; the color is centered at 0.
     ax : matplotlib.axes.Axes, optional
@@ -96,10 +100,10 @@ def block_heatmap(
     wide = named.pivot_table(value, "layer", "column")[order]
     beaten = named.assign(hit=named["p"] <= 0.05)
     hits = beaten.pivot_table("hit", "layer", "column", aggfunc="sum")[order]
-    limit = float(np.nanmax(np.abs(wide.to_numpy())))
+    limit = max(float(np.nanmax(np.abs(wide.to_numpy()))), 1e-6)
     image = ax.imshow(wide, cmap=SIGNED, vmin=-limit, vmax=limit, aspect="auto")
     for (row, column), shown in np.ndenumerate(wide.to_numpy()):
-        text = f"{shown:+.2f}\n({hits.to_numpy()[row, column]:.0f})"
+        text = f"{shown:+.3f}\n({hits.to_numpy()[row, column]:.0f})"
         dark = abs(shown) > 0.6 * limit
         ax.text(
             column,
@@ -107,7 +111,7 @@ def block_heatmap(
             text,
             ha="center",
             va="center",
-            fontsize=9,
+            fontsize=8,
             color="white" if dark else "black",
         )
     ax.set_xticks(range(len(order)), order, fontsize=8)

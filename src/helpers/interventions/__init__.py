@@ -44,6 +44,7 @@ __all__ = [
     "ablate",
     "ablation_deltas",
     "block_bootstrap",
+    "check_finite",
     "diff_mean",
     "edit_blocks",
     "effect_size",
@@ -109,7 +110,7 @@ def ablate(
         If a feature does not exist in this SAE or is named twice, the set is empty, the
         reference does not fit the value, or `strength` is not finite.
     """
-    _check_finite("strength", strength)
+    check_finite("strength", strength)
     chosen = _feature_indices(features, sae.decoder_directions)
     change = _change(x, sae, value, reference)[..., chosen] * strength
     touched = change.ne(0).any(dim=-1)  # (batch, tokens)
@@ -141,7 +142,7 @@ def ablation_deltas(
     torch.Tensor, shape (batch, tokens, d)
         (z' - z) W restricted to the set, times `strength`.
     """
-    _check_finite("strength", strength)
+    check_finite("strength", strength)
     change = _change(x, sae, value, reference)
     # One row per feature: gathering a set is then a copy of whole rows.
     by_feature = change.flatten(0, 1).T.contiguous()  # (d_sae, batch * tokens)
@@ -171,7 +172,7 @@ def steer(x: torch.Tensor, direction: torch.Tensor, alpha: float) -> torch.Tenso
     ValueError
         If the direction does not fit the stream, or a number is not finite.
     """
-    _check_finite("alpha", alpha)
+    check_finite("alpha", alpha)
     if direction.shape != x.shape[-1:] or not direction.isfinite().all():
         raise ValueError(
             f"direction must be a finite vector of shape {tuple(x.shape[-1:])}; got "
@@ -206,8 +207,20 @@ def steering_direction(
     -------
     torch.Tensor, shape (d,)
         Direction for `steer`.
+
+    Raises
+    ------
+    ValueError
+        If the means are not those of this SAE's features, or a feature does not exist.
     """
     chosen = _feature_indices(features, sae.decoder_directions)
+    expected = (len(sae.decoder_directions),)
+    for name, mean in (("mean0", mean0), ("mean1", mean1)):
+        if tuple(mean.shape) != expected:
+            raise ValueError(
+                f"{name} must have shape {expected}, one number per feature of this "
+                f"SAE; got {tuple(mean.shape)}"
+            )
     return (mean1 - mean0)[chosen] @ sae.decoder_directions[chosen]
 
 
@@ -266,7 +279,8 @@ def _feature_indices(
     return torch.from_numpy(index.astype(np.int64)).to(directions.device)
 
 
-def _check_finite(name: str, number: float) -> None:
+def check_finite(name: str, number: float) -> None:
+    """Refuse a dose or strength that is not finite, naming the argument."""
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite; got {number}")
 

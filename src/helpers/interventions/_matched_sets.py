@@ -94,13 +94,14 @@ def matched_random_sets(
     Raises
     ------
     ValueError
-        If a feature does not exist or is dead, `selected` is empty, the candidates are
-        fewer than the selected, or a partner lies further away than `max_widened`.
+        If a feature is no integer, does not exist or is dead, `selected` is empty, the
+        candidates are fewer than the selected, or a partner lies further away than
+        `max_widened`.
     """
     rng = np.random.default_rng(random_state)
     density, written_norm = np.asarray(density), np.asarray(written_norm)
-    selected = np.asarray(selected, dtype=int)
-    pool = np.setdiff1d(np.asarray(candidates, dtype=int), selected)
+    selected = _indices("selected", selected)
+    pool = np.setdiff1d(_indices("candidates", candidates), selected)
     alive = np.flatnonzero(density > 0)
     if len(selected) > len(alive):
         raise ValueError(
@@ -153,3 +154,10 @@ def matched_random_sets(
             stacklevel=2,
         )
     return MatchedSets(sets, widened, density_p, norm_p)
+
+
+def _indices(name: str, features: Sequence[int] | np.ndarray) -> np.ndarray:
+    found = np.asarray(features)
+    if found.size and found.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integer indices; got {found.dtype}")
+    return found.astype(int)
