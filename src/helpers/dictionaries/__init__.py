@@ -52,7 +52,7 @@ from helpers.sae import (
     train,
 )
 from helpers.sparse_probes import sparse_probe
-from helpers.stages import Study, extract, read_cards, train_saes
+from helpers.stages import Study, extract, held_out_rows, read_cards, train_saes
 from helpers.token_classes import token_classes
 
 __all__ = [
@@ -219,7 +219,7 @@ def _trained(study: Study, layer: int, name: str, config: SAEConfig) -> BatchTop
         trained = train(
             store.rows(layer, splits=["select"]).rows,
             config,
-            heldout=store.rows(layer, splits=["tune"]).rows,
+            heldout=held_out_rows(study, layer, "tune").rows,
             device=study.device,
             checkpoint=checkpoint,
         )

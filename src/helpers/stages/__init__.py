@@ -6,7 +6,12 @@ loaded, what is missing is made. Stages hand each other artefacts, nothing else.
 
 from __future__ import annotations
 
-from helpers.stages._dictionaries import read_cards, sae_config, train_saes
+from helpers.stages._dictionaries import (
+    held_out_rows,
+    read_cards,
+    sae_config,
+    train_saes,
+)
 from helpers.stages._opening import open_study, precision_error
 from helpers.stages._scores import (
     called_features,
@@ -29,6 +34,7 @@ __all__ = [
     "layer_counts",
     "open_study",
     "precision_error",
+    "held_out_rows",
     "read_cards",
     "sae_config",
     "score_context",

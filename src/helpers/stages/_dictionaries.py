@@ -9,16 +9,13 @@ from pathlib import Path
 import pandas as pd
 from tqdm.std import tqdm
 
-from helpers.activations import (
-    ActivationStore,
-    StoredRows,
-)
+from helpers.activations import ActivationStore, StoredRows, TokenRows
 from helpers.runs import code_digest
 from helpers.sae import BatchTopKSAE, SAEConfig, Trained, evaluate, train
 from helpers.sae._peers import Peers
 from helpers.stages._study import Study
 
-__all__ = ["read_cards", "sae_config", "train_saes"]
+__all__ = ["held_out_rows", "read_cards", "sae_config", "train_saes"]
 
 _HELD_OUT_TOKENS = 2**18  # enough for the threshold and the card
 
@@ -61,7 +58,7 @@ def train_saes(
 
         def build(partial: Path, layer: int = layer) -> None:
             if study.saes:
-                _take_over_sae(study, store, layer, partial)
+                _take_over_sae(study, layer, partial)
             else:
                 peers.first(True)  # calls those who wait below
                 _train_sae(study, store, layer, config, partial)
@@ -86,7 +83,7 @@ def _train_sae(
     sae.save(folder)
     checkpoint.unlink()
     history.to_parquet(folder / "history.parquet")
-    _write_card(study, store, layer, sae, folder)
+    _write_card(study, layer, sae, folder)
 
 
 def _fit_sae(
@@ -97,8 +94,7 @@ def _fit_sae(
     checkpoint: Path,
 ) -> Trained:
     """Train a dictionary; the first of several processes keeps the checkpoint."""
-    held_out = {"max_tokens": _HELD_OUT_TOKENS, "random_state": study.seed}
-    tune = store.rows(layer, splits=["tune"], **held_out).rows
+    tune = held_out_rows(study, layer, "tune").rows
     rows = StoredRows(store, [layer], splits=["select"])
     with rows, tqdm(desc=f"dictionary of block {layer}") as bar:
 
@@ -116,27 +112,25 @@ def _fit_sae(
         )
 
 
-def _take_over_sae(
-    study: Study, store: ActivationStore, layer: int, folder: Path
-) -> None:
+def held_out_rows(study: Study, layer: int, split: str) -> TokenRows:
+    """Return the rows of a split that thresholds are set on and cards written of."""
+    return study.store.rows(
+        layer, splits=[split], max_tokens=_HELD_OUT_TOKENS, random_state=study.seed
+    )
+
+
+def _take_over_sae(study: Study, layer: int, folder: Path) -> None:
     """Copy a dictionary of another run and write its card on the data of this one."""
     source = study.saes.path(f"sae/block{layer}")
     sae = BatchTopKSAE.load(source, device=study.device)
     folder.mkdir(exist_ok=True)
     sae.save(folder)
     shutil.copy(source / "history.parquet", folder)
-    _write_card(study, store, layer, sae, folder)
+    _write_card(study, layer, sae, folder)
 
 
-def _write_card(
-    study: Study,
-    store: ActivationStore,
-    layer: int,
-    sae: BatchTopKSAE,
-    folder: Path,
-) -> None:
-    held_out = {"max_tokens": _HELD_OUT_TOKENS, "random_state": study.seed}
-    test = store.rows(layer, splits=["test"], **held_out)
+def _write_card(study: Study, layer: int, sae: BatchTopKSAE, folder: Path) -> None:
+    test = held_out_rows(study, layer, "test")
     names = study.dataset.biosamples["name"].to_numpy()
     card = evaluate(
         sae,
