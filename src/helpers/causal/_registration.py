@@ -207,7 +207,7 @@ def _read(path: Path) -> dict:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         plan, digest = record["plan"], record["digest"]
-        record["written"], record["results_before"], record["superseded"]
+        record["written"], record["superseded"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a registration: {error!r}; {_ADVICE}"
