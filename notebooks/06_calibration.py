@@ -319,7 +319,8 @@ if len(study.lineages) > 1:
 # %% tags=["remove-stderr"]
 if study.truth is not None and "kidney" not in study.lineages:
     seen_and_not = stages.open_study(
-        run,
+        f"{run}/unseen",  # other tissues: a run of its own beside those of this page
+        streams=run,
         data=data,
         tissues=[*study.lineages, "kidney"],
         blocks=[last],

@@ -159,6 +159,14 @@ def test_notebook_code_is_plain_python(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_notebook_opens_its_run_once(name):
+    # A second study in one folder, with other parameters, keeps out the notebooks that
+    # run beside this one.
+    text = (ROOT / "notebooks" / f"{name}.py").read_text()
+    assert len(re.findall(r"open_study\(\s*run,", text)) <= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_notebook_badge_opens_the_notebook_itself(name):
     repository = PROJECT["urls"]["Repository"].removeprefix("https://")
     target = f"research.google.com/{repository.replace('.com', '', 1)}"
