@@ -454,12 +454,13 @@ summary.round(2)
 
 # %% tags=["remove-stderr"]
 others = causal.other_sets(study)
-size = others.assign(effect=others["effect"].abs()).pivot_table(
+of_sets = others.assign(effect=others["effect"].abs()).pivot_table(
     "effect", ["layer", "features"], "outcome", sort=False
 )
-size["specificity"] = size[["vivo-up", "vitro-up"]].mean(axis=1) / size["invariant"]
+differential = of_sets[["vivo-up", "vitro-up"]].mean(axis=1)
+of_sets["specificity"] = differential / of_sets["invariant"]
 of_rule = others.groupby(["layer", "features"], sort=False)["n_shared"].mean()
-size.join(of_rule).rename_axis(["block", "features"]).round(3)
+of_sets.join(of_rule).rename_axis(["block", "features"]).round(3)
 
 # %% [markdown]
 # ## Dose-response
@@ -708,6 +709,8 @@ best = one.loc[~oracle, "gc2"]
 verdict = (
     "beats" if one.loc["output rescale", "difference_low"] > 0 else "does **not** beat"
 )
+by_rule = of_sets["vivo-up"].unstack().mean()
+by_rule /= by_rule["context"]
 is_differential = effects["outcome"].isin(["vivo-up", "vitro-up"])
 differential = fair[is_differential.loc[fair.index]]
 hidden = rows_of(effects[is_differential], track="hidden")
@@ -718,6 +721,7 @@ says = "says" if tells else "does **not** say"
 takeaways = f"""
 - The SAE direction {verdict} a rescaled output ([methods](#fig-methods)): {sae["gc2"]:.1%} of the squared gap ({sae["low"]:.1%} to {sae["high"]:.1%} by genomic blocks; {by_name.loc["SAE", "low"]:.1%} to {by_name.loc["SAE", "high"]:.1%} over trainings) against {one.loc["output rescale", "gc2"]:.1%}; DiffMean closes {one.loc["DiffMean", "gc2"]:.1%}, and the best method without an oracle is **{best.idxmax()}** ({best.max():.1%}).
 - Against features that fire and write alike, {beaten.sum()} of {len(main)} registered ablation effects are larger; of all at differential tokens {n_hits} of {len(differential)} have p at most 0.05 ({len(differential) / 20:.1f} expected by chance), with the track hidden {n_hidden} of {len(hidden)}.
+- As many features, chosen for the length they write and not by CDS, change `vivo-up` tokens {by_rule["longest written"]:.0%} as much as the context features (mean over blocks), significant ones with their ranks shuffled {by_rule["ranks shuffled"]:.0%}.
 - {n_taken} features chosen one by one close {greedy["gc2"].iloc[-1]:.1%} of the gap ([curve](#fig-forward)); the {by_rank["n_features"]} with the largest CDS {by_rank["gc2"]:.1%}: the rank by CDS {says} which features act.
 - Given the activations of the target run at block {sae["layer"]}, the significant features close {one.loc["clamp, significant", "gc2"]:.1%} of the gap and all others {one.loc["clamp, not significant", "gc2"]:.1%} (an oracle: token by token).
 """
