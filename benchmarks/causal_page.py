@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
@@ -37,7 +38,7 @@ MADE = (
     "factor_*",
     "forward_selection*",
     "lineage_matrix*",
-    "sae_seeds*",
+    "other_sets*",
     "seeds_*",
     "single_features*",
     "steering*",
@@ -57,12 +58,15 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     study = stages.open_study(str(arguments.run), data="simulated")
     flop = operations(study)
+    # Other trainings; those of the last block are made by page 02.
+    made = [f"dictionaries/block{b}_seed_*" for b in sorted(study.blocks)[:-1]]
+    made += MADE
     print(f"{cores} cores; load average {os.getloadavg()[0]:.1f} at the start\n")
     print("| wall, s | goal, s | processor time, s | floor, s | wall over floor |")
     print("| --- | --- | --- | --- | --- |")
     for _ in range(arguments.repeats):
         floor = flop / (cores * product_rate(study.model.config.d_model))
-        wall, cpu, cells = execute(arguments.run)
+        wall, cpu, cells = execute(arguments.run, made)
         times = f"{wall:.0f} | {GOAL:.0f} | {cpu:.0f} | {floor:.0f}"
         print(f"| {times} | {wall / floor:.1f} |", flush=True)
     print("\n| cell | s |\n| --- | --- |")
@@ -96,11 +100,13 @@ def product_rate(d_model: int) -> float:
     return N_PRODUCTS * 2 * N_TOKENS * d_model**2 / seconds
 
 
-def execute(run: Path) -> tuple[float, float, list[tuple[float, str]]]:
+def execute(
+    run: Path, made: Sequence[str]
+) -> tuple[float, float, list[tuple[float, str]]]:
     """Execute the page and return wall time, processor time and those of its cells."""
-    for path in (path for pattern in MADE for path in run.glob(pattern)):
+    for path in (path for pattern in made for path in run.glob(pattern)):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    before = recipes(run)
+    before = recipes(run, made)
     with tempfile.TemporaryDirectory() as scratch:
         executed = Path(scratch) / "executed.ipynb"
         command = [sys.executable, "-m", "papermill", "--no-progress-bar"]
@@ -112,7 +118,7 @@ def execute(run: Path) -> tuple[float, float, list[tuple[float, str]]]:
         if done.returncode:
             raise SystemExit(f"the page failed:\n{done.stderr[-3000:]}")
         notebook = nbformat.read(executed, as_version=4)
-    if again := [name for name, at in before.items() if at != recipes(run)[name]]:
+    if again := [name for name, at in before.items() if at != recipes(run, made)[name]]:
         raise SystemExit(f"made again, so make pages 01 to 03 first: {again}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
@@ -124,13 +130,13 @@ def execute(run: Path) -> tuple[float, float, list[tuple[float, str]]]:
     return wall, cpu, cells
 
 
-def recipes(run: Path) -> dict[str, int]:
+def recipes(run: Path, made: Sequence[str]) -> dict[str, int]:
     """Return when the artifacts of other pages were made."""
     found = {str(p.relative_to(run)): p for p in run.rglob("*.recipe.json")}
     return {
         name: path.stat().st_mtime_ns
         for name, path in found.items()
-        if not any(fnmatch.fnmatch(name, pattern) for pattern in MADE)
+        if not any(fnmatch.fnmatch(name, pattern) for pattern in made)
     }
 
 

@@ -709,7 +709,7 @@ best = one.loc[~oracle, "gc2"]
 verdict = (
     "beats" if one.loc["output rescale", "difference_low"] > 0 else "does **not** beat"
 )
-by_rule = of_sets["vivo-up"].unstack().mean()
+by_rule = of_sets["vivo-up"].groupby("features").mean()
 by_rule /= by_rule["context"]
 is_differential = effects["outcome"].isin(["vivo-up", "vitro-up"])
 differential = fair[is_differential.loc[fair.index]]
