@@ -711,6 +711,8 @@ verdict = (
 )
 by_rule = of_sets["vivo-up"].groupby("features").mean()
 by_rule /= by_rule["context"]
+big = others[others["features"].isin(["most often firing", "longest written"])]
+shared = (big["n_shared"] / big["n_features"]).mean()
 is_differential = effects["outcome"].isin(["vivo-up", "vitro-up"])
 differential = fair[is_differential.loc[fair.index]]
 hidden = rows_of(effects[is_differential], track="hidden")
@@ -721,7 +723,7 @@ says = "says" if tells else "does **not** say"
 takeaways = f"""
 - The SAE direction {verdict} a rescaled output ([methods](#fig-methods)): {sae["gc2"]:.1%} of the squared gap ({sae["low"]:.1%} to {sae["high"]:.1%} by genomic blocks; {by_name.loc["SAE", "low"]:.1%} to {by_name.loc["SAE", "high"]:.1%} over trainings) against {one.loc["output rescale", "gc2"]:.1%}; DiffMean closes {one.loc["DiffMean", "gc2"]:.1%}, and the best method without an oracle is **{best.idxmax()}** ({best.max():.1%}).
 - Against features that fire and write alike, {beaten.sum()} of {len(main)} registered ablation effects are larger; of all at differential tokens {n_hits} of {len(differential)} have p at most 0.05 ({len(differential) / 20:.1f} expected by chance), with the track hidden {n_hidden} of {len(hidden)}.
-- As many features, chosen for the length they write and not by CDS, change `vivo-up` tokens {by_rule["longest written"]:.0%} as much as the context features (mean over blocks), significant ones with their ranks shuffled {by_rule["ranks shuffled"]:.0%}.
+- As many features that merely fire most often change `vivo-up` tokens {by_rule["most often firing"]:.0%} as much as the context features, those that write most {by_rule["longest written"]:.0%} (mean over blocks; {shared:.0%} are the same features), significant ones with their ranks shuffled {by_rule["ranks shuffled"]:.0%}.
 - {n_taken} features chosen one by one close {greedy["gc2"].iloc[-1]:.1%} of the gap ([curve](#fig-forward)); the {by_rank["n_features"]} with the largest CDS {by_rank["gc2"]:.1%}: the rank by CDS {says} which features act.
 - Given the activations of the target run at block {sae["layer"]}, the significant features close {one.loc["clamp, significant", "gc2"]:.1%} of the gap and all others {one.loc["clamp, not significant", "gc2"]:.1%} (an oracle: token by token).
 """
