@@ -262,6 +262,7 @@ def test_causal_tests_make_these_passes(study, tmp_path):
             causal.steering(study),
             causal.ablation(study),
             causal.headline_over_seeds(study),
+            causal.other_sets(study),
             causal.dose_response(study),
             causal.forward_selection(study),
         ),
