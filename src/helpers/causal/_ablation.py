@@ -47,10 +47,10 @@ N_WINDOWS = 16  # of the test split, spread over its genomic blocks
 N_RANDOM = {
     ("visible", "resample"): {
         "any other": ABLATION["n_random_sets"],
-        "not significant": 39,
+        "not significant": 59,
     },
-    ("visible", "zero"): {"any other": 39},
-    ("hidden", "resample"): {"any other": 39},
+    ("visible", "zero"): {"any other": 19},
+    ("hidden", "resample"): {"any other": 59},
 }
 CLASS_OUTCOMES = ("vivo-up", "vitro-up", "invariant")  # mean log1p prediction
 COUNT_OUTCOMES = ("vivo-up counts", "vitro-up counts")  # mean prediction

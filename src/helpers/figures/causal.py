@@ -117,7 +117,7 @@ def block_heatmap(
     ax.set_xticks(range(len(order)), order, fontsize=8)
     ax.set_yticks(range(len(wide)), wide.index)
     ax.set_ylabel("block")
-    ax.figure.colorbar(image, ax=ax, label=label)
+    ax.figure.colorbar(image, ax=ax, label=label, fraction=0.05, pad=0.02)
     return ax
 
 
