@@ -87,12 +87,12 @@ def rows_of(table: pd.DataFrame, **values: str) -> pd.DataFrame:
 # ## What will be reported
 #
 # Features are chosen on `select` chromosomes, blocks and doses on `tune` chromosomes, and every effect is measured on `test` chromosomes.
-# The choice on `tune` is printed whole: every method, at every block, by every dose $\alpha$.
-# Look for a maximum inside the range, for what the dose $-1$ does (backwards should not help), and for how a random direction behaves.
+# The choice on `tune` is printed whole: every method at every block, random features at the block of the SAE direction, by every dose $\alpha$; the [methods](../book/methods.md) define each.
+# Look for a maximum inside the range, and for what the dose $-1$ does: where backwards helps, too, the move does not know the context.
 #
 # Steering edits the stream $x$ of every token after one block, $x' = x + \alpha\,\delta(x)$, and the model restarts from there.
 # For features of the dictionary $\delta = \sum_{j \in S} (\bar z^{\,t}_j - \bar z^{\,b}_j)\, w_j$, with mean activations $\bar z$ of the base and the target context and the direction $w_j$ that feature $j$ writes.
-# Two methods move *every block*: an equal share of the dose after each, since what one block adds reaches those after it; the tables give them the first block.
+# Two methods move *every block*: an equal share of the dose after each, since what one block adds reaches those after it; the sweep gives them the first block.
 # With all features in $S$ this is DiffMean, the difference of the mean streams {cite}`rimsky2024steering`, up to what the dictionary loses.
 
 # %% tags=["remove-stderr"]
@@ -121,6 +121,12 @@ whole = (
 with pd.option_context("display.max_rows", None):
     display(whole.round(2))
 
+# %% tags=["hide-input"]
+helps = whole.index[whole[-1.0] > 0]
+print("backwards (dose -1) closes part of the gap for")
+for direction, of in helps.groupby(helps.get_level_values("direction")).items():
+    print(f"  {direction}: " + "; ".join(f"{m} (block {b})" for _, m, b in of))
+
 # %% [markdown]
 # Endpoint and main ablation are written into the run folder before any edit is measured on a test window, with a time stamp and a digest.
 # (Page 02 has described the dictionaries on these windows; nothing was chosen there.)
@@ -143,13 +149,15 @@ for method, by_direction in plan["plan"]["block_and_dose"].items():
 print(f"\nresults that were there before: {plan['results_before'] or 'none'}")
 for old in plan["superseded"]:
     print(f"replaces {old}")
+if any(old["results_computed"] for old in plan["superseded"]):
+    print("so this plan was not written blind to results on test windows")
 for split, of_split in plan["plan"]["windows"].items():
     print(
         f"{split}: {of_split['n']} windows, {len(of_split['chromosomes'])} chromosomes"
     )
 
 # %% [markdown]
-# ## Steering: what the features do not beat
+# ## Steering beside its baselines
 #
 # The base $y_b$ is the prediction from one context's input, the target $y_t$ that from the other's, $y_s$ the steered one.
 # With $g = y_t - y_b$ and $v = y_s - y_b$ on the $\log(1 + y)$ scale,
@@ -229,6 +237,7 @@ display(
 
 # %% [markdown]
 # All methods on `test` chromosomes, with the two ends of the scale: nothing is 0 and the full patch 1.
+# Here each method has the block and the dose that were best for it on `tune`; the trainings above all edit the block of the endpoint, so that rows of the same name differ.
 # Black rows are ceilings and oracles, which use what no method could know.
 # The *class shift* knows the class of every token from both measured tracks; a *swap* feeds the model one input of the other context; `clamp` gives features the activations of the target run token by token.
 # *Planted signal*, which only simulated data have, is a linear fit on the simulator's expected signals without count noise: so much of the gap, at least, can be known.
@@ -269,7 +278,8 @@ ratios[columns].round(3)
 
 # %% [markdown]
 # Where is the gap closed?
-# A direction that knows the context raises the prediction at `vivo-up` tokens and lowers it at `vitro-up` tokens; one that only flattens wins at one class and loses at the other.
+# A direction that knows the context raises the prediction at `vivo-up` tokens and lowers it at `vitro-up` tokens.
+# One uniform shift gains at one class and loses at the other, but flattening can gain at both, since `vivo-up` tokens are low and `vitro-up` tokens high in the cell line: compare with the output rescale.
 # Lineages are shown apart and, where there are several, with the direction made from the *other* lineages: the only test of a shared axis that few pairs allow.
 
 # %% mystnb={"figure": {"caption": "Progress along the gap by class of token, lineages pooled (left), and share of the gap closed by lineage, with directions made without that lineage as open markers (right). In vitro to in vivo, test chromosomes; bars are 95% intervals.", "name": "fig-where"}, "image": {"alt": "Left, markers of progress for five methods at all, vivo-up and vitro-up tokens; right, markers of GC2 with intervals for each lineage, including directions from the other lineages."}}
@@ -463,6 +473,7 @@ others = causal.other_sets(study)
 of_sets = others.assign(effect=others["effect"].abs()).pivot_table(
     "effect", ["layer", "features"], "outcome", sort=False
 )
+of_sets = of_sets.reindex(columns=list(causal.CLASS_OUTCOMES))
 differential = of_sets[["vivo-up", "vitro-up"]].mean(axis=1)
 of_sets["specificity"] = differential / of_sets["invariant"]
 of_rule = others.groupby(["layer", "features"], sort=False)["n_shared"].mean()
@@ -554,6 +565,7 @@ curves = forward.set_index(["order", "n_features"])
 every = rows_of(forward, order="all significant").iloc[0]
 by_rank = rows_of(forward, order="CDS").iloc[-1]
 same_size = greedy.loc[by_rank["n_features"]]
+tells = by_rank["gc2"] > max(0, same_size["gc2"] / 2)
 drawn = curves.loc[("random", n_taken)]
 n_called = int(greedy["rank"].notna().sum())
 print(
@@ -562,7 +574,7 @@ print(
     f"largest CDS {by_rank['gc2']:.1%}, random sets like them "
     f"{drawn['gc2']:.1%}, all {every['n_features']} significant ones "
     f"{every['gc2']:.1%}; {n_called} of the {n_taken} are significant\n"
-    f"how alike random sets are: up to {drawn['widened']:.1f} deciles away, p = "
+    f"random sets match: {'yes' if min(drawn['density_p'], drawn['norm_p']) >= 0.1 else 'no'}, up to {drawn['widened']:.1f} deciles away, p = "
     f"{drawn['density_p']:.1g} (firing), {drawn['norm_p']:.1g} (length written)"
 )
 
@@ -589,6 +601,9 @@ if len(matrix):
     wide = sizes.pivot_table("size", "layer", "lineage", margins=True)
     print("mean size of the effect by whose features are edited (log1p units)")
     display(wide[["own", "other"]].rename_axis("block").round(4))
+    of_blocks = wide.drop("All")
+    n_own = int((of_blocks["own"] > of_blocks["other"]).sum())
+    print(f"own features act more than others in {n_own} of {len(of_blocks)} blocks")
 
 # %% [markdown]
 # ## Against what was planted
@@ -708,49 +723,119 @@ print(f"ceiling: 1 to {abs(ceiling - 1).max():.0e}; {len(steering)} rows decompo
 # ## Key takeaways
 
 # %% tags=["hide-input"]
-one = onward.set_index("method")
-sae = one.loc["SAE"]
-oracle = one.index.str.startswith(causal.ORACLES)
-best = one.loc[~oracle, "gc2"]
-verdict = (
-    "beats" if one.loc["output rescale", "difference_low"] > 0 else "does **not** beat"
+takeaways = []
+of = pooled.set_index(["direction", "method"]).loc[endpoint["direction"]]
+back = backward.loc[of.index.intersection(backward.index)]
+rivals = of.loc[endpoint["rivals"]]
+won = rivals.index[(rivals["difference_low"] > 0) & ~(rivals["p_random"] > 0.05)]
+sae, mean = of.loc["SAE"], by_name.loc["SAE"]
+margin = by_name.loc["SAE - random features, tuned"]
+takeaways.append(
+    f"Of {len(rivals)} registered rivals the SAE direction beats {len(won)} "
+    f"({', '.join(won) or 'none'}; [methods](#fig-methods)): it closes {sae['gc2']:.1%} "
+    f"of the squared gap ({sae['low']:.1%} to {sae['high']:.1%} by genomic blocks), output "
+    f"rescale **{of.loc['output rescale', 'gc2']:.1%}**, DiffMean "
+    f"**{of.loc['DiffMean', 'gc2']:.1%}**. Over trainings it closes {mean['estimate']:.1%} "
+    f"({mean['low']:.1%} to {mean['high']:.1%}), {margin['estimate']:+.1%} "
+    f"({margin['low']:+.1%} to {margin['high']:+.1%}) beside tuned random features."
+)
+fair_play = ~of.index.str.startswith(causal.ORACLES)
+best, best_back = of.loc[fair_play, "gc2"], back.loc[fair_play, "gc2"]
+takeaways.append(
+    f"The other way it closes {back.loc['SAE', 'gc2']:.1%}, output rescale "
+    f"{back.loc['output rescale', 'gc2']:.1%}. The largest point estimates without an oracle, "
+    f"which was no registered comparison: {best.idxmax()} ({best.max():.1%}) and, the other "
+    f"way, {best_back.idxmax()} ({best_back.max():.1%})."
+)
+takeaways.append(
+    f"Against the *measured* track of the target it closes {sae['gc2_data']:.1%} of the "
+    f"squared gap ({sae['gc2_data_low']:.1%} to {sae['gc2_data_high']:.1%}), reversed "
+    f"{of.loc['SAE, reversed', 'gc2_data']:.1%}, and {sae['gc_loss']:.1%} of the Poisson loss."
+)
+
+
+# %% tags=["hide-input"]
+def n_small(table: pd.DataFrame, name: str = "p") -> str:
+    """Count p-values of at most 0.05."""
+    return f"{(table[name] <= 0.05).sum()} of {len(table)}"
+
+
+is_differential = effects["outcome"].isin(["vivo-up", "vitro-up"])
+differential = fair[is_differential.loc[fair.index]]
+hidden = rows_of(effects[is_differential], track="hidden")
+trainings = ", ".join(f"{r['sum']} of {r['size']}" for _, r in of_training.iterrows())
+takeaways.append(
+    f"Against features that fire and write alike, {beaten.sum()} of {len(main)} registered "
+    f"ablation effects are larger (lineages by training: {trainings}). At differential tokens "
+    f"{n_small(differential)} have p at most 0.05, per norm "
+    f"{n_small(differential, 'p_per_norm')}; with the track hidden {n_small(hidden)} and "
+    f"{n_small(hidden, 'p_per_norm')}; at invariant tokens, which should not change, "
+    f"{n_small(rows_of(fair, outcome='invariant'))}."
 )
 by_rule = of_sets["vivo-up"].groupby("features").mean()
 by_rule /= by_rule["context"]
 big = others[others["features"].isin(["most often firing", "longest written"])]
 shared = (big["n_shared"] / big["n_features"]).mean()
-is_differential = effects["outcome"].isin(["vivo-up", "vitro-up"])
-differential = fair[is_differential.loc[fair.index]]
-hidden = rows_of(effects[is_differential], track="hidden")
-n_hidden = int((hidden["p"] <= 0.05).sum())
-n_hits = int((differential["p"] <= 0.05).sum())
-tells = by_rank["gc2"] > max(0, same_size["gc2"] / 2)
-says = "says" if tells else "does **not** say"
-takeaways = f"""
-- The SAE direction {verdict} a rescaled output ([methods](#fig-methods)): {sae["gc2"]:.1%} of the squared gap ({sae["low"]:.1%} to {sae["high"]:.1%} by genomic blocks; {by_name.loc["SAE", "low"]:.1%} to {by_name.loc["SAE", "high"]:.1%} over trainings) against {one.loc["output rescale", "gc2"]:.1%}; DiffMean closes {one.loc["DiffMean", "gc2"]:.1%}, and the best method without an oracle is **{best.idxmax()}** ({best.max():.1%}).
-- Against features that fire and write alike, {beaten.sum()} of {len(main)} registered ablation effects are larger; of all at differential tokens {n_hits} of {len(differential)} have p at most 0.05 ({len(differential) / 20:.1f} expected by chance), with the track hidden {n_hidden} of {len(hidden)}.
-- As many features that merely fire most often change `vivo-up` tokens {by_rule["most often firing"]:.0%} as much as the context features, those that write most {by_rule["longest written"]:.0%} (mean over blocks; {shared:.0%} are the same features), significant ones with their ranks shuffled {by_rule["ranks shuffled"]:.0%}.
-- {n_taken} features chosen one by one close {greedy["gc2"].iloc[-1]:.1%} of the gap ([curve](#fig-forward)); the {by_rank["n_features"]} with the largest CDS {by_rank["gc2"]:.1%}: the rank by CDS {says} which features act.
-- Given the activations of the target run at block {sae["layer"]}, the significant features close {one.loc["clamp, significant", "gc2"]:.1%} of the gap and all others {one.loc["clamp, not significant", "gc2"]:.1%} (an oracle: token by token).
-"""
+specific = of_sets["specificity"].dropna().groupby("layer").idxmax()
+n_first = sum(features_of == "context" for _, features_of in specific)
+takeaways.append(
+    f"As many features that merely fire most often change `vivo-up` tokens "
+    f"{by_rule['most often firing']:.0%} as much as the context features, those that write "
+    f"most {by_rule['longest written']:.0%} (mean over blocks; {shared:.0%} are the same "
+    f"features), significant ones with their ranks shuffled {by_rule['ranks shuffled']:.0%}. "
+    f"The context features are the most specific of these sets in {n_first} of "
+    f"{len(specific)} blocks."
+)
+
+# %% tags=["hide-input"]
+first_called = greedy["rank"].notna().cumsum()
+k = max(1, int((first_called == 0).sum()))
+found = "among" if tells else "**not**"
+rank_and_size = rank_tells[of_endpoint]["Spearman of rank and size"]
+takeaways.append(
+    f"{n_taken} features chosen one by one, given the target's activations token by token (an "
+    f"oracle), close {greedy['gc2'].iloc[-1]:.1%} of the gap ([curve](#fig-forward)), the "
+    f"first {k} of them {greedy['gc2'].loc[k]:.1%}, of which {first_called.loc[k]} significant; "
+    f"the {by_rank['n_features']} with the largest CDS close {by_rank['gc2']:.1%}. Rank by "
+    f"CDS and size of the effect of single edits have a Spearman correlation of "
+    f"{rank_and_size:.2f}; the features that close the gap are {found} the first by rank."
+)
+clamps = ["clamp, significant", "clamp, not significant"]
+both = [f"{t.loc[c, 'gc2']:.1%}" for t in (of, back) for c in clamps]
+takeaways.append(
+    "Given the activations of the target run, an oracle too, the significant features close "
+    f"{both[0]} of the gap and all others {both[1]}; the other way, at its own block, "
+    f"{both[2]} and {both[3]}."
+)
+
+# %% tags=["hide-input"]
 if factors is not None:
-    one = rows_of(strict, selection="output", track="visible").iloc[0]
-    takeaways += (
-        f"- Of {one['n_planted']} planted factors {one['n_factors']} have features of their "
-        "own; zeroing these lowers the prediction at the factor's sites at least five times "
-        f"more than elsewhere for {one['n_specific']} (sure for {one['n_sure']}, possible for {one['n_possible']}; "
-        "features chosen by output, track visible, [factors](#fig-factors)).\n"
+    counted = strict.set_index(["selection", "track"])
+    one = counted.loc[("output", "visible")]
+    own = rows_of(factors, selection="output", track="visible")
+    rest = [
+        f"{name}, track {track}: {counted.loc[(name, track), 'n_specific']}"
+        for name, track in counted.index.drop(("output", "visible"))
+    ]
+    takeaways.append(
+        f"Of {one['n_planted']} planted factors {one['n_factors']} have features of their own "
+        f"by output, the track visible; zeroing these lowers the prediction at the factor's "
+        f"sites at least five times more than elsewhere for {one['n_specific']} (sure for "
+        f"{one['n_sure']}, possible for {one['n_possible']}; the interval of the change lies "
+        f"below 0 for {own['lowers'].sum()}; [factors](#fig-factors)). Other choices find "
+        f"fewer or more: {'; '.join(rest)}."
     )
-display(Markdown(takeaways))
+display(Markdown("\n".join(f"- {text}" for text in takeaways)))
 
 # %% [markdown]
 # ## Limits
 #
-# - But for one look at ablation the track was visible: at a token the model can copy what it sees, and much of the gap between two predictions is count noise copied from two tracks, which no direction can know; for simulated data the row *planted signal* says how much.
+# - But for second looks at ablation and planted factors the track was visible: at a token the model can copy what it sees, and much of the gap between two predictions is count noise copied from two tracks, which no direction can know; for simulated data the row *planted signal* says how much.
 # - Where most live features are significant, a random set cannot be both matched and free of context features; the control *any other* is then the stricter question, not the null.
 # - Effects of features need not add up, and what is taken out of a stream can come back through the part that the dictionary does not explain.
 # - Directions are one vector for all tokens; a context that acts through sequence needs one that depends on the token. Dense directions often steer better than features {cite}`wu2025axbench`: features are for finding out what a direction consists of.
-# - Trainings were repeated for the block of the endpoint alone; one biosample per context and lineage.
+# - Trainings were repeated for the block of the endpoint alone, and differences between biosamples of one context are not in these intervals.
+# - Tests of one table share feature sets and windows: they are not independent, and counts of small $p$ scatter more than those of independent tests.
 #
 # ## Exercises
 #
