@@ -72,12 +72,14 @@ for name in names:
     sae = trainings.loc[(name, "SAE")]
     rival = pooled.loc[(name, "DiffMean")]
     sure = "" if sae["low"] > 0 else ": **nothing sure**"
+    is_own = found.runs["dictionaries"][name] == "own"
+    whose = "" if is_own else " (the first taken over, the others new)"
     counts = found.ladder[name].dropna()
     lines.append(
         f"- `{name}` ({found.runs['pairs'][name]}; dictionaries {found.runs['dictionaries'][name]}): "
         f"{counts.iloc[0]:.0f} features by the naive t, {counts.iloc[-1]:.0f} by *{counts.index[-1].lstrip('. ')}*; "
         f"steering closes {100 * sae['estimate']:.1f}% of the gap ({100 * sae['low']:.1f} to {100 * sae['high']:.1f}{sure}), "
-        f"mean of {sae['n_trainings']} trainings with {sae['of_trainings']}%; "
+        f"mean of {sae['n_trainings']} trainings with {sae['of_trainings']}%{whose}; "
         f"the difference of means, which needs no dictionary, {100 * rival['gc2']:.1f}%."
     )
 display(Markdown("\n".join(lines)))
