@@ -443,9 +443,8 @@ figures.panel_labels(axes)
 plt.show()
 
 # %% [markdown]
-# All tests of the table, by outcome (rows) and by track, value and control (columns): how many have $p \le 0.05$, with $p = (1 + \#\{|\Delta_r| \ge |\Delta|\})/(R + 1)$ for $R$ random sets {cite}`phipson2010permutation`, how many a false discovery rate below 0.05 among all tests of that track, value and control, and how many still have $p \le 0.05$ when the effect is divided by the length of the change, which separates causal from big.
+# All tests of the table, by track, value and control (rows) and by outcome (columns): how many have $p \le 0.05$, with $p = (1 + \#\{|\Delta_r| \ge |\Delta|\})/(R + 1)$ for $R$ random sets {cite}`phipson2010permutation`, how many a false discovery rate below 0.05 among all tests of that track, value and control, and how many still have $p \le 0.05$ when the effect is divided by the length of the change, which separates causal from big.
 # The expected number of the first under the null is one in twenty; the second needs more random sets than the look at `zero` has.
-# The second table has the mean size of $d_z$, an effect size paired over windows and so larger than one between independent groups.
 
 # %% tags=["hide-input"]
 tests = effects.assign(
@@ -453,15 +452,20 @@ tests = effects.assign(
     size=effects["d_z"].abs(),
 )
 hits = [
-    (tests[name] <= 0.05).groupby([tests["outcome"], tests["test"]], sort=False).sum()
+    (tests[name] <= 0.05).groupby([tests["test"], tests["outcome"]], sort=False).sum()
     for name in ("p", "q_bh", "p_per_norm")
 ]
-shown = pd.concat(hits, axis=1).astype(str).agg(" / ".join, axis=1)
+shown = pd.concat(hits, axis=1).astype(str).agg("/".join, axis=1)
 shown = shown.rename("hits").reset_index()
-n_tests = tests.groupby(["outcome", "test"]).size()
-print(f"of {n_tests.max()} tests at most in each field: p / q / p per norm")
-display(shown.pivot_table("hits", "outcome", "test", aggfunc="first", sort=False))
-tests.pivot_table("size", "outcome", "test", sort=False).round(2)
+n_tests = tests.groupby(["test", "outcome"]).size()
+print(f"p/q/p per norm, of {n_tests.max()} tests at most in each field")
+shown.pivot_table("hits", "test", "outcome", aggfunc="first", sort=False)
+
+# %% [markdown]
+# The mean size of $d_z$, an effect size paired over windows and so larger than one between independent groups:
+
+# %% tags=["hide-input"]
+tests.pivot_table("size", "test", "outcome", sort=False).round(2)
 
 # %% [markdown]
 # Would features chosen by another rule do the same?
