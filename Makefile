@@ -187,13 +187,17 @@ $(STAGED)/results.ipynb:       $(filter-out %/results.ipynb,$(EXECUTED))
 # Pages of features lie beside the pages of the book; Sphinx copies them as they are.
 $(STAGED)/explorer.ipynb: PAGES = -p pages $(BOOK)/extra/features
 
+# Kernels that start at the same time may draw the same port: who loses starts again.
+NO_KERNEL := Address already in use
+
 # A failed notebook stays in $(LOGS) with its traceback; only a finished one is renamed into
 # the book, so that an interrupted run is never taken for a complete one.
 $(EXECUTED): $(STAGED)/%.ipynb: $(STAMPS)/%.sum $(STAMPS)/shared.sum | $(READY)
 	@mkdir -p $(STAGED) $(LOGS)
 	@echo 'notebooks/$*.ipynb: running'
 	@start=$$(date +%s); \
-	if $(PAPERMILL) $(PAGES) notebooks/$*.ipynb $(LOGS)/$*.ipynb > $(LOGS)/$*.log 2>&1; then \
+	run() { $(PAPERMILL) $(PAGES) notebooks/$*.ipynb $(LOGS)/$*.ipynb > $(LOGS)/$*.log 2>&1; }; \
+	if run || { grep -q "$(NO_KERNEL)" $(LOGS)/$*.log && run; }; then \
 	    mv $(LOGS)/$*.ipynb $@; \
 	    echo "notebooks/$*.ipynb: done in $$(($$(date +%s) - start)) s"; \
 	else \
