@@ -28,7 +28,7 @@ def checkout(tmp_path):
 
 
 def run_page(checkout, *says):
-    """Execute the page by a program that fails, saying each of these, and then works."""
+    """Execute the page by a program that fails with each of these, and then works."""
     program = checkout / "papermill"
     for k, text in enumerate(says):
         (checkout / f"says{k}").write_text(text)
